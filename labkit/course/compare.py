@@ -1,0 +1,158 @@
+"""Compare a learner's answer with what was expected, and say where the first difference is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+class NotYet(Exception):
+    """The answer is not right yet. The message says what was expected, what came, and where they part."""
+
+
+class NotStarted(Exception):
+    """The answer still holds the stub's `...`."""
+
+
+def same(answer: Any, expected: Any, what: str = "the answer") -> None:
+    """Equal by value: strings, booleans, integers, lists, dicts. Use `close` for measured or computed floats."""
+    unfinished(answer)
+    if isinstance(expected, Mapping) and isinstance(answer, Mapping):
+        return _same_mapping(answer, expected, what)
+    if isinstance(expected, (list, tuple)) and isinstance(answer, (list, tuple)):
+        return _same_sequence(answer, expected, what)
+    if isinstance(expected, bool) != isinstance(answer, (bool, np.bool_)):
+        raise NotYet(f"{what}: expected {_short(expected)}, got {_short(answer)}")
+    if type(answer) is not type(expected) and not _both_numbers(answer, expected):
+        raise NotYet(f"{what}: expected {_kind(expected)}, got {_kind(answer)}")
+    if answer != expected:
+        raise NotYet(f"{what}: expected {_short(expected)}, got {_short(answer)}{_where(answer, expected)}")
+
+
+def close(answer: Any, expected: Any, *, rel: float = 1e-6, abs: float = 0.0, what: str = "the answer") -> None:
+    """Equal within `abs + rel * |expected|`, element by element, and of the same shape. NaN equals NaN."""
+    unfinished(answer)
+    got, want = _array(answer, what), np.asarray(expected, dtype=float)
+    if got.shape != want.shape:
+        raise NotYet(f"{what}: expected shape {want.shape}, got {got.shape}")
+    wrong = ~np.isclose(got, want, rtol=rel, atol=abs, equal_nan=True)
+    if not wrong.any():
+        return
+    if want.ndim == 0:
+        raise NotYet(f"{what}: expected {want:.6g}, got {got:.6g}")
+    at = tuple(int(i) for i in np.argwhere(wrong)[0])
+    place = at[0] if len(at) == 1 else at
+    raise NotYet(
+        f"{what}: {int(wrong.sum())} of {wrong.size} values differ; first difference at {place}: "
+        f"expected {want[at]:.6g}, got {got[at]:.6g}"
+    )
+
+
+def raw_bytes(answer: Any, expected: bytes, *, block: int = 0, what: str = "the bytes") -> None:
+    """Equal byte for byte. The first differing byte is drawn as bits; `block` > 0 also names its block."""
+    unfinished(answer)
+    if not isinstance(answer, (bytes, bytearray, memoryview, np.ndarray)):
+        raise NotYet(f"{what}: expected bytes or a uint8 array, got {_kind(answer)}")
+    if isinstance(answer, np.ndarray) and answer.dtype.itemsize != 1:
+        raise NotYet(f"{what}: expected one byte an element (uint8), got {answer.dtype}")
+    got = np.frombuffer(np.ascontiguousarray(answer).tobytes() if isinstance(answer, np.ndarray) else answer, np.uint8)
+    want = np.frombuffer(expected, np.uint8)
+    if got.size != want.size:
+        raise NotYet(f"{what}: expected {want.size} bytes, got {got.size}")
+    differ = np.flatnonzero(got != want)
+    if differ.size:
+        at = int(differ[0])
+        where = f"byte {at}" + (f" (block {at // block}, byte {at % block} of it)" if block else "")
+        raise NotYet(
+            f"{what}: {differ.size} of {want.size} bytes differ; first difference at {where}: "
+            f"expected {want[at]:08b}, got {got[at]:08b}"
+        )
+
+
+def function(
+    answer: Any,
+    reference: Callable[..., Any],
+    cases: Sequence[tuple],
+    *,
+    compare: Callable[..., None] = close,
+    **options: Any,
+) -> None:
+    """Call the learner's function and ours on each tuple of arguments; `compare` judges the two results."""
+    unfinished(answer)
+    if not callable(answer):
+        raise NotYet(f"expected a function, got {_kind(answer)}")
+    for case in cases:
+        call = f"{getattr(answer, '__name__', 'your function')}({', '.join(_short(a, 40) for a in case)})"
+        expected = reference(*copy.deepcopy(case))
+        try:
+            got = answer(*copy.deepcopy(case))  # a copy: the learner's function may write into its arguments
+        except (NotImplementedError, NotStarted) as error:
+            raise NotStarted from error
+        except Exception as error:  # whatever the learner's code raises is the answer we judge
+            raise NotYet(f"{call} raised {type(error).__name__}: {error}") from error
+        compare(got, expected, what=call, **options)
+
+
+def unfinished(answer: Any) -> None:
+    """Raise NotStarted when `...` (or None) is still in the answer, at any depth of lists and dicts."""
+    if answer is ... or answer is None or answer is NotImplemented:
+        raise NotStarted
+    if isinstance(answer, Mapping):
+        for value in answer.values():
+            unfinished(value)
+    elif isinstance(answer, (list, tuple)):
+        for value in answer:
+            unfinished(value)
+
+
+def _same_mapping(answer: Mapping, expected: Mapping, what: str) -> None:
+    if missing := [k for k in expected if k not in answer]:
+        raise NotYet(f"{what}: the key {missing[0]!r} is missing")
+    if extra := [k for k in answer if k not in expected]:
+        raise NotYet(f"{what}: the key {extra[0]!r} was not expected")
+    for key, value in expected.items():
+        same(answer[key], value, f"{what}[{key!r}]")
+
+
+def _same_sequence(answer: Sequence, expected: Sequence, what: str) -> None:
+    for i, (got, want) in enumerate(zip(answer, expected, strict=False)):
+        same(got, want, f"{what}[{i}]")
+    if len(answer) != len(expected):
+        raise NotYet(f"{what}: expected {len(expected)} items, got {len(answer)}")
+
+
+def _array(answer: Any, what: str) -> np.ndarray:
+    if isinstance(answer, (bool, np.bool_, str, bytes)):
+        raise NotYet(f"{what}: expected numbers, got {_kind(answer)}")
+    try:
+        return np.asarray(answer, dtype=float)
+    except (TypeError, ValueError):
+        raise NotYet(f"{what}: expected numbers, got {_kind(answer)}") from None
+
+
+def _both_numbers(a: Any, b: Any) -> bool:
+    number = (int, float, np.integer, np.floating)
+    return isinstance(a, number) and isinstance(b, number) and not isinstance(a, bool) and not isinstance(b, bool)
+
+
+def _where(answer: Any, expected: Any) -> str:
+    if not (isinstance(answer, str) and isinstance(expected, str)):
+        return ""
+    at = next(
+        (i for i, (a, b) in enumerate(zip(answer, expected, strict=False)) if a != b), min(len(answer), len(expected))
+    )
+    return f"; first difference at character {at}"
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    if isinstance(value, np.ndarray) and value.size > 6:
+        return f"array of shape {value.shape}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} {_short(value)}" if not isinstance(value, np.ndarray) else _short(value)

@@ -1,0 +1,259 @@
+"""ONNX Runtime: a GenAI folder (graph, weights, configuration, tokenizer) made by onnxruntime-genai's model builder.
+
+The steps, in its words: build_genai (checkpoint -> folder), quantize_matmul and quantize_dynamic (float32 graph ->
+smaller graph); weight_bytes and graph_summary look into a graph. Building runs in a child process, because the builder
+imports torch and needs about ten bytes of memory a weight.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from labkit import _shapes
+from labkit.engines import _genai
+from labkit.engines._genai import LOG, MODEL, GenaiRunner, describe, graph_summary, weight_bytes, write_exact
+from labkit.types import Artifact, Built, LabkitError, Recipe
+
+__all__ = [
+    "ALGORITHMS", "FAMILIES", "PRECISIONS", "build", "build_genai", "graph_summary", "load", "quantize_dynamic",
+    "quantize_matmul", "store_half", "weight_bytes", "write_exact",
+]  # fmt: skip
+
+TITLE, PACKAGE, EXTRA = "ONNX Runtime", "onnxruntime-genai", "onnx"
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")  # not phi3: the builder's graph does not yet agree with transformers
+# Lowest and highest bits a weight. A float32 scale for each block adds 32 / block_size; rotary tables are stored as
+# weights; a float32 embedding beside quantized matrices makes the upper bound that of a model which is half embedding.
+PRECISIONS: Mapping[str, tuple[float, float]] = {
+    "fp32": (32.0, 34.0),
+    "fp16": (16.0, 17.0),
+    "int8": (8.0, 21.0),
+    "int8_dynamic": (8.0, 21.0),
+    "int4": (4.0, 19.0),
+    "int2": (2.0, 18.0),
+}
+BUILD_BYTES_PER_WEIGHT = 10.0
+SCRATCH_BITS_PER_WEIGHT = 32.0  # the float32 folder that some precisions pass through
+BITS = {"int8": 8, "int4": 4, "int2": 2}
+BY_BUILDER = ("default", "rtn", "rtn_last", "k_quant", "k_quant_last", "k_quant_mixed")  # the builder's own names
+ALGORITHMS = (*BY_BUILDER, "hqq")
+BLOCKS = (16, 32, 64, 128, 256)
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "fp32": {},
+    "fp16": {},
+    "int8_dynamic": {"per_channel": True, "reduce_range": False},
+    **{
+        name: {
+            "algorithm": "rtn",
+            "block_size": 32,  # weights that share a scale
+            "symmetric": None,  # no zero points; by default as the algorithm has it
+            "accuracy_level": 4,  # 4: activations become int8; 1: float32
+            "embedding": None,  # shared with a tied head, float, or int4; by default shared when it can be
+        }
+        for name in BITS
+    },
+}
+
+
+def build(checkpoint: Any, recipe: Recipe, out: Path) -> Built:
+    """Write a GenAI folder into `out`. Options are those of OPTIONS for the recipe's precision."""
+    options = _options(recipe)
+    _check(checkpoint)
+    notes: list[str] = []
+    if recipe.precision in BITS:
+        options |= _resolve(checkpoint, recipe.precision, options, notes)
+        _build_blocks(checkpoint, out, recipe.precision, options)
+    elif recipe.precision == "int8_dynamic":
+        with _scratch(out) as base:
+            build_genai(checkpoint, base, "fp32", shared_embeddings=False)
+            _move_rest(base, out)
+            quantize_dynamic(base / MODEL, out / MODEL, **options)
+    elif recipe.precision == "fp16":
+        with _scratch(out) as base:
+            build_genai(checkpoint, base, "fp32")
+            _move_rest(base, out)
+            store_half(base / MODEL, out / MODEL)
+        notes.append("Weights are stored as float16; the CPU widens them on opening and computes in float32.")
+    else:
+        build_genai(checkpoint, out, "fp32")
+    return describe(out, options, notes)
+
+
+def build_genai(checkpoint: Any, out: str | Path, precision: str, **extra: Any) -> Path:
+    """Run the model builder: checkpoint -> GenAI folder `out`. `extra` goes to the builder as its extra options.
+
+    `precision` is the builder's: fp32, fp16 or int4. What it prints is appended to out/build.log.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    cache = out / "cache"
+    _genai.run_child(
+        "build", out / LOG, source=checkpoint.path, out=out, precision=precision, cache=cache, options=extra
+    )  # fmt: skip
+    shutil.rmtree(cache, ignore_errors=True)
+    return out
+
+
+def quantize_matmul(
+    src: str | Path, dst: str | Path, bits: int, *, block_size: int = 32, symmetric: bool = True,
+    accuracy_level: int = 4, algorithm: str = "rtn", share: bool = False,
+) -> Path:  # fmt: skip
+    """float32 graph `src` -> `dst` with its constant matrices as MatMulNBits of 2, 4 or 8 bits, by RTN or HQQ.
+
+    `share=True`: the embedding of a model with a tied head reads the quantized head; otherwise it stays float32.
+    """
+    dst = Path(dst)
+    _genai.run_child(
+        "nbits", dst.parent / LOG, source=src, out=dst, bits=bits, block_size=block_size, symmetric=symmetric,
+        accuracy_level=accuracy_level, algorithm=algorithm, share=share,
+    )  # fmt: skip
+    return dst
+
+
+def quantize_dynamic(src: str | Path, dst: str | Path, *, per_channel: bool = True, reduce_range: bool = False) -> Path:
+    """float32 graph `src` -> `dst` with int8 weights, whose activations are quantized while running.
+
+    `reduce_range=True` keeps weights to 7 bits, for processors whose 8-bit products saturate (x86 before VNNI).
+    """
+    dst = Path(dst)
+    choices = {"per_channel": per_channel, "reduce_range": reduce_range}
+    _genai.run_child("dynamic", dst.parent / LOG, source=src, out=dst, **choices)
+    return dst
+
+
+def store_half(src: str | Path, dst: str | Path) -> Path:
+    """float32 graph `src` -> `dst` with its matrices stored as float16: half the file, the same arithmetic.
+
+    The model builder's own float16 graph is made for GPUs; on the CPU of this version it fails at the first new token.
+    """
+    dst = Path(dst)
+    _genai.run_child("half", dst.parent / LOG, source=src, out=dst)
+    return dst
+
+
+def load(artifact: Artifact, *, exact: bool = False, threads: int | None = None) -> GenaiRunner:
+    """Open an artifact. `exact=True`: float32 arithmetic; only int8_dynamic keeps its int8 activations."""
+    return GenaiRunner(artifact.path, exact=exact, threads=threads)
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    known = OPTIONS[recipe.precision]
+    unknown = sorted(set(recipe.options) - set(known))
+    if unknown:
+        expected = f"expected one of {', '.join(known)}" if known else "it takes none"
+        raise LabkitError(f"ONNX Runtime {recipe.precision} has no option {unknown[0]!r}; {expected}.")
+    options = {**known, **recipe.options}
+    for name, allowed in (
+        ("algorithm", ALGORITHMS if recipe.precision == "int4" else ("rtn",)),
+        ("block_size", BLOCKS),
+        ("accuracy_level", (1, 4)),
+        ("symmetric", (None, True, False)),
+        ("embedding", (None, "shared", "float", "int4") if recipe.precision == "int4" else (None, "shared", "float")),
+    ):
+        if name in options and options[name] not in allowed:
+            words = ", ".join(str(a) for a in allowed if a is not None)
+            raise LabkitError(f"{name}={options[name]!r} was given for {recipe.precision}; expected one of {words}.")
+    return options
+
+
+def _check(checkpoint: Any) -> None:
+    if checkpoint.family not in FAMILIES:
+        raise LabkitError(
+            f"ONNX Runtime's model builder is not used for {checkpoint.architecture} here; expected a model of one of "
+            f"the families {', '.join(FAMILIES)}."
+        )
+
+
+def _resolve(checkpoint: Any, precision: str, options: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The choices left open, made; those that cannot be had, refused. Every substitution goes into `notes`."""
+    algorithm, block, bits = options["algorithm"], options["block_size"], BITS[precision]
+    zeros = algorithm == "hqq" or algorithm.startswith("k_quant")  # these always store zero points
+    if zeros and options["symmetric"]:
+        raise LabkitError(f"{algorithm} always stores zero points; leave symmetric out, or take rtn.")
+    symmetric = not zeros if options["symmetric"] is None else options["symmetric"]
+    if bits == 4 and not symmetric and algorithm not in ("default", "hqq"):
+        _even_blocks(checkpoint.config, block, algorithm)
+    embedding = options["embedding"] or ("float" if _why_not_shared(checkpoint, precision, options) else "shared")
+    if embedding == "shared" and (reason := _why_not_shared(checkpoint, precision, options)):
+        raise LabkitError(f"The embedding cannot share the head's weights: {reason}; take embedding='float'.")
+    if embedding == "int4" and algorithm not in ("default", "rtn"):
+        raise LabkitError(f"embedding='int4' needs algorithm 'default' or 'rtn'; {algorithm!r} was given.")
+    if embedding == "int4" and algorithm == "rtn":
+        algorithm = "default"
+        notes.append("An int4 embedding is only made by the builder's algorithm 'default', its other round-to-nearest.")
+    if algorithm == "k_quant":
+        algorithm = "k_quant_last"
+        notes.append("This model builder stores the head of k_quant with 8 bits, which is what it calls k_quant_last.")
+    level = options["accuracy_level"]
+    if algorithm == "hqq" and level != 1:
+        level = 1
+        notes.append("hqq has float zero points, which ONNX Runtime multiplies in float32 (accuracy level 1).")
+    return {"algorithm": algorithm, "symmetric": symmetric, "embedding": embedding, "accuracy_level": level}
+
+
+def _why_not_shared(checkpoint: Any, precision: str, options: Mapping[str, Any]) -> str | None:
+    """Why one quantized matrix cannot serve as embedding and head; None when it can."""
+    hidden, block, algorithm = checkpoint.config["hidden_size"], options["block_size"], options["algorithm"]
+    if not checkpoint.tied:
+        return f"{checkpoint.name} has a head of its own"
+    if hidden % block:
+        return f"rows of {hidden} weights do not divide into blocks of {block}"
+    if algorithm in ("default", "hqq"):
+        return f"{algorithm!r} makes a head that the embedding lookup cannot read"
+    if precision == "int2":
+        return "the embedding lookup reads 4 and 8 bits, not 2"
+    return None
+
+
+def _even_blocks(config: Mapping[str, Any], block: int, algorithm: str) -> None:
+    queries, _, size = _shapes.heads(config)
+    heads = queries * size
+    for length in (config["hidden_size"], config["intermediate_size"], heads):
+        if -(-length // block) % 2:
+            raise LabkitError(
+                f"{algorithm} packs 4-bit zero points in pairs, but rows of {length} weights make an odd number of "
+                f"blocks of {block}; take another block_size, symmetric=True, or algorithm='default'."
+            )
+
+
+def _build_blocks(checkpoint: Any, out: Path, precision: str, options: Mapping[str, Any]) -> None:
+    share = options["embedding"] == "shared"
+    common = {k: options[k] for k in ("block_size", "accuracy_level")}
+    if options["algorithm"] in BY_BUILDER and precision == "int4":
+        extra = {f"int4_{k}": v for k, v in common.items()}
+        if options["embedding"] == "int4":
+            extra["int4_op_types_to_quantize"] = ["MatMul", "Gather"]
+        build_genai(
+            checkpoint, out, "int4", int4_algo_config=options["algorithm"], int4_is_symmetric=options["symmetric"],
+            shared_embeddings=share, **extra,
+        )  # fmt: skip
+        return
+    with _scratch(out) as base:
+        build_genai(checkpoint, base, "fp32", shared_embeddings=share)
+        _move_rest(base, out)
+        quantize_matmul(
+            base / MODEL, out / MODEL, BITS[precision], symmetric=options["symmetric"], algorithm=options["algorithm"],
+            share=share, **common,
+        )  # fmt: skip
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder for the float32 graph, gone afterwards."""
+    base = Path(out) / "float32"
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def _move_rest(base: Path, out: Path) -> None:
+    """Everything of a GenAI folder but graph and weights goes where the smaller graph will be."""
+    with open(out / LOG, "a", encoding="utf-8") as log:
+        log.write((base / LOG).read_text(encoding="utf-8", errors="replace"))
+    for file in base.iterdir():
+        if file.name not in (MODEL, f"{MODEL}.data", LOG):
+            file.rename(out / file.name)
