@@ -18,7 +18,8 @@ from labkit.types import LabkitError
 __all__ = ["Checkpoint", "TensorView", "Tensors", "check_finite", "checkpoint", "open_checkpoint", "open_tensors"]
 
 WHOLE = 32_000_000  # files up to this many bytes are hashed whole for the fingerprint, larger ones by samples
-SMALL_FILES = ("*.json", "*.jinja")
+# What a checkpoint consists of beside its weights. A card or figures written beside them change no artifact.
+SMALL_FILES = ("config.json", "generation_config.json", "*token*.json", "vocab.json", "*.index.json", "*.jinja")
 
 
 @dataclass(frozen=True)

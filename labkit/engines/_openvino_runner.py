@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,19 @@ def properties(exact: bool, threads: int | None) -> dict[str, Any]:
     return found
 
 
+@cache
+def core() -> Any:
+    """The one Core of this process.
+
+    On processors with AMX the CPU plugin gives the thread that opens it a stack of its own for signals and takes it back when the
+    last model goes. Cores that end in another order than they began leave a stack that no longer exists, and the next signal
+    (an interrupt, a time limit) ends the process. One Core that stays has no such order.
+    """
+    import openvino as ov
+
+    return ov.Core()
+
+
 def open_pipeline(folder: Path, wanted: Mapping[str, Any], backend: str) -> Any:
     """The IR in `folder` as an `openvino_genai.LLMPipeline`."""
     import openvino_genai
@@ -44,9 +57,7 @@ class Runner:
     """
 
     def __init__(self, artifact: Artifact, exact: bool, threads: int | None):
-        import openvino as ov
-
-        self._artifact, self._core = artifact, ov.Core()
+        self._artifact = artifact
         self._wanted = properties(exact, threads)
         self._limits = artifact.checkpoint.vocab_size, artifact.checkpoint.context
         self._closed = False
@@ -55,7 +66,7 @@ class Runner:
 
     @cached_property
     def _request(self) -> Any:
-        model = self._core.compile_model(self._artifact.path / MODEL, "CPU", self._wanted)
+        model = core().compile_model(self._artifact.path / MODEL, "CPU", self._wanted)
         return model.create_infer_request()
 
     @cached_property
@@ -68,7 +79,7 @@ class Runner:
         from openvino import opset15 as op
 
         x = op.parameter([1], ov.Type.f32)
-        compiled = self._core.compile_model(ov.Model([op.relu(x)], [x], "probe"), "CPU", self._wanted)
+        compiled = core().compile_model(ov.Model([op.relu(x)], [x], "probe"), "CPU", self._wanted)
 
         def read(name: str) -> str:
             value = compiled.get_property(name)
@@ -107,7 +118,7 @@ class Runner:
     def close(self) -> None:
         """Free the compiled models. Safe to call twice."""
         self._closed = True
-        for name in ("_request", "_generator", "_core"):
+        for name in ("_request", "_generator"):
             self.__dict__.pop(name, None)
 
     def __enter__(self) -> Runner:

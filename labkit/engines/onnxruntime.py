@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 TITLE, PACKAGE, EXTRA = "ONNX Runtime", "onnxruntime-genai", "onnx"
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")  # not phi3: the builder's graph does not yet agree with transformers
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3")
 # Lowest and highest bits a weight. A float32 scale for each block adds 32 / block_size; rotary tables are stored as
 # weights; a float32 embedding beside quantized matrices makes the upper bound that of a model which is half embedding.
 PRECISIONS: Mapping[str, tuple[float, float]] = {
@@ -165,6 +165,13 @@ def _check(checkpoint: Any) -> None:
             f"ONNX Runtime's model builder is not used for {checkpoint.architecture} here; expected a model of one of "
             f"the families {', '.join(FAMILIES)}."
         )
+    for name, tensor in checkpoint.tensors().items():
+        # The builder knows the head by its number of rows alone and would attach the logits to this matrix too.
+        if name.endswith("_proj.weight") and tensor.shape[0] == checkpoint.vocab_size:
+            raise LabkitError(
+                f"{name} has as many rows ({tensor.shape[0]}) as the vocabulary has tokens, so ONNX Runtime's model builder takes "
+                "it for the head; expected a checkpoint whose layers have other sizes: use another engine for this one."
+            )
 
 
 def _resolve(checkpoint: Any, precision: str, options: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:

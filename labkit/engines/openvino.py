@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.engines import _ir, _nncf
-from labkit.engines._openvino_runner import MODEL, Runner, open_pipeline, properties
+from labkit.engines._openvino_runner import MODEL, Runner, core, open_pipeline, properties
 from labkit.types import Artifact, Built, LabkitError, Recipe
 
 TITLE, PACKAGE, EXTRA = "OpenVINO", "openvino", "openvino"
@@ -86,14 +86,12 @@ def compress_ir(path: Path, folder: Path, precision: str, *, checkpoint: Any = N
 
     `options` are those of a recipe (see `labkit.engines._nncf.accepted`); `checkpoint` is needed for calibration.
     """
-    import openvino as ov
-
     if precision not in PRECISIONS or precision in FLOATS:
         known = ", ".join(p for p in PRECISIONS if p not in FLOATS)
         raise LabkitError(f"NNCF compresses to {known}; {precision!r} was given.")
     if Path(folder).resolve() == Path(path).resolve().parent:
         raise LabkitError(f"{folder} holds the IR to compress; give another folder for the result.")
-    model, _, _ = _nncf.compress(ov.Core().read_model(path), precision, checkpoint, options)
+    model, _, _ = _nncf.compress(core().read_model(path), precision, checkpoint, options)
     return _save(model, folder, Path(path).parent)
 
 

@@ -140,9 +140,16 @@ def _recipe(last: dict[str, float], plan: dict[str, Any]) -> list[str]:
         "Muon steps the matrices inside the layers, AdamW the embedding and the norms.",
     ]
     if plan:
+        again = plan.get("restart")
+        first = f"over the last {plan['cooldown']:.0%} of the {'first leg' if again else 'steps'}"
+        second = (
+            f" At step {again['step']:,} a second leg begins: the rates rise to {again['peak']:.0%} of the first leg's and fall over "
+            f"its last {again['cooldown']:.0%}."
+            if again
+            else ""
+        )
         lines += [
-            f"The loss counts answers fully and prompts by {plan['prompt_weight']}; the rates are held, then fall to zero "
-            f"over the last {plan['cooldown']:.0%} of the steps.",
+            f"The loss counts answers fully and prompts by {plan['prompt_weight']}; the rates are held, then fall to zero {first}.{second}",
             "",
             "| until step | tokens a step | catalogue, share of conversations | catalogue pages to 64 conversations |",
             "|---:|---:|---:|---:|",

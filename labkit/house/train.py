@@ -43,6 +43,10 @@ HARD = {
     "call": 1.9, "refuse": 0.9, "status": 2.2, "compare": 1.6, "math": 2.2,
 }  # fmt: skip
 LAST = HARD | {"status": 6.5, "math": 2.4, "compare": 1.2, "alarm": 1.6, "timer": 1.3, "heat": 0.7}
+SECOND = {
+    "light": 0.5, "dim": 0.5, "color": 0.6, "blinds": 0.5, "heat": 0.6, "music": 0.8, "timer": 1.0, "alarm": 1.0, "list": 3.0,
+    "call": 2.0, "refuse": 0.6, "status": 7.0, "compare": 0.8, "math": 1.2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,20 @@ STAGES = (
     Stage(2094, 12288, 0.20, 4, HARD),
     Stage(2217, 12288, 0.13, 1, HARD),
     Stage(2520, 12288, 0.13, 1, LAST),
+    Stage(3320, 6144, 0.08, 0, SECOND),
 )
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A second, shorter leg: from `step` on the rates rise once more, to `peak` of the first leg's, and fall over `cooldown`.
+
+    After the first leg status questions were the weak skill and the catalogue was known too well to show what rounding does.
+    """
+
+    step: int
+    peak: float
+    cooldown: float  # share of this leg's steps
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,8 @@ class Plan:
     muon_rate: float = 5e-3
     adam_rate: float = 3e-3
     warmup: int = 100  # steps
-    cooldown: float = 0.25  # share of the steps over which the rates fall to zero
+    cooldown: float = 0.25  # share of the first leg's steps over which the rates fall to zero
+    restart: Restart | None = Restart(2520, 0.4, 0.6)  # none when the stages end before it
     prompt_weight: float = 0.1
     weight_decay: float = 0.01
 
@@ -98,12 +116,19 @@ class Plan:
     def scaled(self, steps: int) -> Plan:
         """The same plan in more or fewer steps: every stage keeps its share."""
         stages = tuple(replace(stage, until=max(1, round(stage.until * steps / self.steps))) for stage in self.stages)
-        return replace(self, stages=stages, warmup=min(self.warmup, max(1, steps // 10)))
+        restart = self.restart and replace(self.restart, step=round(self.restart.step * steps / self.steps))
+        return replace(self, stages=stages, warmup=min(self.warmup, max(1, steps // 10)), restart=restart)
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rates: up over `warmup`, flat, then down to zero."""
-        left = (self.steps - step) / max(1.0, self.cooldown * self.steps)
-        return min(1.0, (step + 1) / self.warmup, max(0.0, left))
+        """Factor on the learning rates: up over `warmup`, flat, then down to zero; on each leg."""
+        start, end, peak, cooldown = 0, self.steps, 1.0, self.cooldown
+        if self.restart and self.restart.step < self.steps:
+            if step < self.restart.step:
+                end = self.restart.step
+            else:
+                start, peak, cooldown = self.restart.step, self.restart.peak, self.restart.cooldown
+        left = (end - step) / max(1.0, cooldown * (end - start))
+        return peak * min(1.0, (step - start + 1) / self.warmup, max(0.0, left))
 
 
 def batch(plan: Plan, step: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 SIZES = {
-    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 256, "bos_token_id": 0,
     "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
@@ -21,7 +21,7 @@ LLAMA3 = {
 }  # fmt: skip
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
-    "short_factor": [1.0 + 0.01 * i for i in range(12)], "long_factor": [1.5 + 0.1 * i for i in range(12)],
+    "short_factor": [1.0 + 0.01 * i for i in range(24)], "long_factor": [1.5 + 0.1 * i for i in range(24)],
     "original_max_position_embeddings": ORIGINAL,
 }  # fmt: skip
 # name -> (config class, what differs from SIZES)
@@ -33,10 +33,10 @@ FAMILIES = {
     "mistral-window": ("MistralConfig", {"sliding_window": 16, "head_dim": 32}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {"head_dim": 64, "tie_word_embeddings": True}),
-    "phi3": ("Phi3Config", {"tie_word_embeddings": True}),
+    "phi3": ("Phi3Config", {"tie_word_embeddings": True, "original_max_position_embeddings": 256}),
     "phi3-long": ("Phi3Config", {
         "partial_rotary_factor": 0.75, "rope_parameters": LONGROPE, "original_max_position_embeddings": ORIGINAL,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": True, "num_attention_heads": 2,  # so that the turned half heads divide by 8, as ONNX Runtime needs
     }),
     "gemma3": ("Gemma3TextConfig", {
         "head_dim": 32, "sliding_window": 16, "num_hidden_layers": 6, "query_pre_attn_scalar": 32,

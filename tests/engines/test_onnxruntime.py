@@ -192,7 +192,7 @@ def test_genai_reads_the_tokenizer_too(base, tiny_llama):
     assert tokenizer.encode(text).tolist() == labkit.checkpoint(tiny_llama).encode(text)
 
 
-@pytest.mark.parametrize("name", ["llama-3", "llama-bias", "mistral-window"])
+@pytest.mark.parametrize("name", ["llama-3", "llama-bias", "mistral-window", "phi3-long"])
 def test_variants_of_the_families_agree_with_transformers(name, family, reference, tmp_path):
     folder = family(name)
     ids, logits, greedy = reference(folder)
@@ -256,7 +256,11 @@ def test_threads_reach_the_session(base):
         assert json.dumps(dict(run.settings))
 
 
-@pytest.mark.xfail(reason="the builder's graph of the suite's own tiny Llama differs from transformers; the cause is not found yet")
+def test_a_matrix_that_looks_like_the_head_is_refused(make_llama, tmp_path):
+    with pytest.raises(LabkitError, match=r"gate_proj.weight has as many rows \(512\)"):
+        labkit.build(make_llama(intermediate_size=512), Recipe("onnxruntime", "fp32"), out=tmp_path / "out")
+
+
 def test_the_tiny_llama_agrees_with_llamacpp(tiny_llama, tmp_path):
     pytest.importorskip("llama_cpp")
     ids = list(range(5, 25))

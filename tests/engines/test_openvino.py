@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -73,9 +75,7 @@ def test_unknown_family_is_refused_in_one_sentence(make_llama):
 
 def test_the_plugin_recognises_the_graph(artifact):
     """Norms, rotary positions and attention with its cache run as the plugin's own fused kernels."""
-    import openvino as ov
-
-    compiled = ov.Core().compile_model(artifact("f32").path / engine.MODEL, "CPU")
+    compiled = _openvino_runner.core().compile_model(artifact("f32").path / engine.MODEL, "CPU")
     kinds = [str(op.get_rt_info()["layerType"].astype(str)) for op in compiled.get_runtime_model().get_ops()]
     assert kinds.count("RMS") == 5 and kinds.count("RoPE") == 4 and kinds.count("ScaledDotProductAttention") == 2
     assert kinds.count("Broadcast") == 1  # the empty first state; KV heads are not copied
@@ -128,6 +128,30 @@ def test_exact_means_float32_and_is_read_back(artifact):
         compiled = run._request.get_compiled_model()
         assert compiled.get_property("KV_CACHE_PRECISION").get_type_name() == run.settings["kv_cache"]
         assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == run.settings["inference_precision"]
+
+
+SIGNAL = """
+import faulthandler, signal, sys
+import labkit
+from labkit.build import read
+
+faulthandler.enable()  # as Jupyter's kernel does: signals get a stack of their own
+signal.signal(signal.SIGTERM, lambda *_: print("delivered"))
+artifact, kept = read(sys.argv[1]), None
+for _ in range(2):
+    with labkit.load(artifact, exact=True) as run:
+        run.logits([1, 2])
+        kept = run._request.get_compiled_model()  # the first model ends after the second has begun
+    del run
+del kept
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_signals_arrive_after_models_have_gone(artifact):
+    """An interrupt in a notebook must not end its kernel (see `_openvino_runner.core`)."""
+    done = subprocess.run([sys.executable, "-c", SIGNAL, str(artifact("f32").path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "delivered\n"), done.stderr
 
 
 def test_every_call_starts_from_nothing(artifact):
