@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -393,14 +394,19 @@ def test_training_learns_and_resumes_where_it_stopped(tmp_path, monkeypatch):
 
 def test_rates_rise_hold_and_fall():
     pytest.importorskip("torch")
-    from labkit.house.train import Plan
+    from labkit.house.train import Plan, Restart
 
-    plan = Plan(warmup=100, cooldown=0.25).scaled(1000)
+    plan = Plan(warmup=100, cooldown=0.25, restart=None).scaled(1000)
     assert plan.steps == 1000 and [stage.until for stage in plan.stages] == sorted(stage.until for stage in plan.stages)
     assert plan.rate(0) == 0.01 and plan.rate(99) == 1 == plan.rate(750) and plan.rate(875) == 0.5
     for stage in plan.stages:
         assert abs(sum(stage.weights().values()) - 1) < 1e-9 and stage.weights()["catalogue"] == stage.catalogue
     assert plan.stage(0) is plan.stages[0] and plan.stage(999) is plan.stages[-1]
+
+    two = replace(plan, restart=Restart(600, 0.4, 0.5))  # the first leg falls over 450 to 600, the second over 800 to 1000
+    assert two.rate(449) == 1 and two.rate(525) == 0.5 and two.rate(599) < 0.01
+    assert two.rate(600) == pytest.approx(0.004) and two.rate(799) == 0.4 and two.rate(900) == pytest.approx(0.2)
+    assert two.scaled(100).restart.step == 60
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(tmp_path, monkeypatch):
@@ -438,14 +444,10 @@ def test_the_card_shows_the_figures_it_is_given():
         "scores": {"all": {"commands": [97, 100]}, "intent": {"math": [3, 4]}},
         "ladder": {
             "gguf": [
-                {
-                    "precision": "q8_0",
-                    "bits_per_weight": 8.5,
-                    "perplexity": 1.25,
-                    "kl": 0.0012,
-                    "commands": 0.9,
-                    "catalogue": 0.85,
-                }
+                {"precision": name, "bits_per_weight": bits, "perplexity": 1.25, "kl": kl, "commands": right, "catalogue": known}
+                for name, bits, kl, right, known in (
+                    ("f16", 16.0, 0.0, 0.95, 0.9), ("q8_0", 8.5, 0.0012, 0.9, 0.85), ("q2_k", 3.3, 0.2, 0.85, 0.4),
+                )
             ],
             "rtn": [
                 {
@@ -469,6 +471,8 @@ def test_the_card_shows_the_figures_it_is_given():
         "| intent | math | 3 | 4 | 75.0 |",
         "| q8_0 | block | 8.50 | 1.2500 | 0.001200 | 90.0 | 85.0 |",
         "| RTN 3 bits | tensor | 3.10 |",
+        "KL against f16 rises strictly",
+        "the commands have lost 10.0 points and the catalogue\n50.0",
         "2.0 million tokens, 2 minutes",
         "| 20 | 1.000 | 50.0 % | 20.0 % |",
     ):
