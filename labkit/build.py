@@ -13,7 +13,8 @@ from typing import Any
 from labkit import engines, host
 from labkit._capture import captured, tail
 from labkit._files import is_disk_full, locked, need_space, read_json, size, write_json, written_beside
-from labkit.checkpoint import Checkpoint, check_finite, checkpoint, open_checkpoint
+from labkit.checkpoint import Checkpoint, check_finite, open_checkpoint
+from labkit.checkpoint import checkpoint as find_checkpoint
 from labkit.types import ARTIFACT_SCHEMA, Artifact, Built, LabkitError, Recipe, Runner
 
 RECORD, LOG = "artifact.json", "build.log"
@@ -27,7 +28,7 @@ def build(
     A checkpoint may be given as anything `labkit.checkpoint` takes. Engines' chatter goes to build.log in the
     artifact's folder. Raises LabkitError for an unknown precision, an absent engine, a full disk, a failed build.
     """
-    source = _checkpoint(checkpoint)
+    source = find_checkpoint(checkpoint)
     module = _engine(recipe)
     target = Path(out).expanduser().resolve() if out else place(source, recipe)
     with locked(target.parent / f".lock-{target.name}"):
@@ -75,10 +76,6 @@ def place(source: Checkpoint, recipe: Recipe) -> Path:
 def _identity(source: Checkpoint, recipe: Recipe) -> dict[str, Any]:
     version = engines.version(recipe.engine)
     return {"fingerprint": source.fingerprint, "recipe": recipe.to_json(), "engine_version": version}
-
-
-def _checkpoint(x: Checkpoint | str | Path) -> Checkpoint:
-    return checkpoint(x)
 
 
 def _engine(recipe: Recipe) -> ModuleType:
@@ -203,7 +200,7 @@ def _reopen(saved: Mapping[str, Any], folder: Path) -> Checkpoint:
     if path.is_dir():
         found = open_checkpoint(path, name=saved["name"], revision=saved["revision"])
     elif saved["name"] == "edgehome":
-        found = checkpoint("edgehome")
+        found = find_checkpoint("edgehome")
     else:
         raise LabkitError(f"The checkpoint of {folder} is gone from {path}; put it back or build from another.")
     if found.fingerprint != saved["fingerprint"]:

@@ -243,6 +243,15 @@ def test_damaged_record(tiny_llama: Path):
         read(made.path)
 
 
+def test_an_artifact_of_the_house_model_outlives_the_place_it_was_installed_in(home: Path):
+    made = build("edgehome", F16)
+    record = made.path / "artifact.json"
+    saved = json.loads(record.read_text())
+    saved["checkpoint"]["path"] = str(home / "an-older-environment")
+    record.write_text(json.dumps(saved))
+    assert read(made.path).checkpoint == checkpoint("edgehome")
+
+
 def test_a_damaged_artifact_is_not_used_but_built_again(tiny_llama: Path):
     made = build(tiny_llama, F16)
     with open(made.path / "weights.bin", "r+b") as file:
