@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from labkit._signals import signal_stack_kept
 from labkit.types import LabkitError
 
 INT8 = ("int8_sym", "int8_asym")
@@ -41,6 +42,7 @@ def accepted(precision: str) -> dict[str, Any]:
     return {**GROUPED, **DATA, **CALIBRATION}
 
 
+@signal_stack_kept()
 def compress(
     model: Any, precision: str, checkpoint: Any, options: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any], list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from labkit._signals import signal_stack_kept
 from labkit.engines import _nncf
 from labkit.engines._tokens import checked
 from labkit.types import Artifact, LabkitError
@@ -31,17 +32,16 @@ def properties(exact: bool, threads: int | None) -> dict[str, Any]:
 
 @cache
 def core() -> Any:
-    """The one Core of this process.
-
-    On processors with AMX the CPU plugin gives the thread that opens it a stack of its own for signals and takes it back when the
-    last model goes. Cores that end in another order than they began leave a stack that no longer exists, and the next signal
-    (an interrupt, a time limit) ends the process. One Core that stays has no such order.
-    """
+    """The one Core of this process, its CPU plugin loaded; see `signal_stack_kept` for why not one for every model."""
     import openvino as ov
 
-    return ov.Core()
+    one = ov.Core()
+    with signal_stack_kept():
+        one.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+    return one
 
 
+@signal_stack_kept()
 def open_pipeline(folder: Path, wanted: Mapping[str, Any], backend: str) -> Any:
     """The IR in `folder` as an `openvino_genai.LLMPipeline`."""
     import openvino_genai
