@@ -154,7 +154,7 @@ def test_signals_arrive_after_models_have_gone(artifact, tmp_path):
     """An interrupt in a notebook must not end its kernel (see `signal_stack_kept`)."""
     command = [sys.executable, "-c", SIGNAL, str(artifact("f32").path), str(tmp_path / "int8-")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stdout) == (0, "delivered\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.endswith("delivered\n"), done.stderr
 
 
 def test_every_call_starts_from_nothing(artifact):
