@@ -23,6 +23,8 @@ _LATER = {
     "check": "course.exercises",
     "hint": "course.exercises",
     "quiz": "course.quizzes",
+    "progress": "course.overview",
+    "glossary": "terms",
 }
 __all__ = ["LabkitError", "Recipe", "build", "checkpoint", "ledger", "load", "measure", "standin", *_LATER]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit import formats, gguf_blocks
+from labkit.i18n import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ def number(value: float, names: list[str], scales: dict[str, float] | None = Non
         rows.append([(field, bit, f"{name}: {field}") for field, bits in fields for bit in bits])
         entry = {"format": name, **dict(fields), "scale": scale, "stored value": held * scale}
         table.append(entry | {"error": abs(held * scale - value)})
-    figure = _grid(rows, names, "bit, most significant first")
+    figure = _grid(rows, names, tr("bit, most significant first"))
     return figure, pd.DataFrame(table).fillna("").set_index("format")
 
 
@@ -51,12 +52,12 @@ def block(data: bytes | np.ndarray, name: str, width: int = 16) -> tuple[Any, pd
         shade = "q (next)" if kind == "q" and first // (last - first + 1) % 2 else kind  # neighbours in two shades
         for first, last in field.bits:
             owner |= {bit: (shade, f"{field.name} = {field.value:g}") for bit in range(first, last + 1)}
-    cells = [(owner[i][0], str(bit), f"bit {i}: {owner[i][1]}") for i, bit in enumerate(bits)]
+    cells = [(owner[i][0], str(bit), tr("bit {i}: {field}", i=i, field=owner[i][1])) for i, bit in enumerate(bits)]
     rows = [cells[i : i + width] for i in range(0, len(cells), width)]
-    labels = [f"byte {i * width // 8}" for i in range(len(rows))]
+    labels = [tr("byte {at}", at=i * width // 8) for i in range(len(rows))]
     where = [", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in f.bits) for f in fields]
     table = pd.DataFrame({"bits": where, "value": [f.value for f in fields]}, index=[f.name for f in fields])
-    return _grid(rows, labels, "bit within the line, least significant first"), table.rename_axis("field")
+    return _grid(rows, labels, tr("bit within the line, least significant first")), table.rename_axis("field")
 
 
 def _grid(rows: list[list[tuple[str, str, str]]], labels: list[str], x_title: str) -> Any:

@@ -147,9 +147,11 @@ def _full(source: Checkpoint, recipe: Recipe, target: Path) -> str:
 def _check_room(source: Checkpoint, recipe: Recipe, module: ModuleType, target: Path) -> None:
     """Refuse early what cannot end well: an estimate from the format's upper bound and the engine's appetite."""
     _, high = module.PRECISIONS[recipe.precision]
-    disk = int(source.weights * (high + getattr(module, "SCRATCH_BITS_PER_WEIGHT", 0.0)) / 8)
-    need_space(target.parent, disk, f"Building {recipe} from {source.name}")
-    memory = int(source.weights * getattr(module, "BUILD_BYTES_PER_WEIGHT", 0.0))
+    appetite, scratch = (getattr(module, f"{n}_PER_WEIGHT", 0.0) for n in ("BUILD_BYTES", "SCRATCH_BITS"))
+    if hasattr(module, "build_needs"):  # an engine whose recipes differ
+        appetite, scratch = module.build_needs(recipe)
+    need_space(target.parent, int(source.weights * (high + scratch) / 8), f"Building {recipe} from {source.name}")
+    memory = int(source.weights * appetite)
     left = host.available_memory()
     if memory > left:
         raise LabkitError(

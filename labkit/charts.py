@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit._display import bundle, html_table, show
+from labkit.i18n import tr
 from labkit.types import LabkitError
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def points(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """
     rows = frame[frame["metric"] == metric]
     if not len(rows):
-        have = ", ".join(sorted(set(frame["metric"]))) or "nothing"
-        raise LabkitError(f"The frame has no {metric} (it has {have}); measure it first: labkit.measure.{metric}(…).")
+        have = ", ".join(sorted(set(frame["metric"]))) or tr("nothing")
+        raise LabkitError(tr(
+            "The frame has no {metric} (it has {have}); measure it first: labkit.measure.{metric}(…).", metric=metric, have=have
+        ))  # fmt: skip
     rows = rows.assign(
         label=[label(row) for row in rows.to_dict("records")],
         key=rows[ARTIFACT].astype(str).agg("|".join, axis=1),
@@ -61,11 +64,11 @@ def points(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
     covered = rows.groupby("like").agg(artifacts=("key", "nunique"), when=("when", "max"))
     chosen = rows["like"] == covered.sort_values(["artifacts", "when"]).index[-1]
-    missing = sorted(
-        {f"{r['engine']} {r['label']}" for r in rows[~rows["key"].isin(rows[chosen]["key"])].to_dict("records")}
-    )
+    missing = sorted({f"{r['engine']} {r['label']}" for r in rows[~rows["key"].isin(rows[chosen]["key"])].to_dict("records")})
     if missing:
-        warnings.warn(f"Left out of {metric}, as measured on another workload: {', '.join(missing)}.", stacklevel=3)
+        names = ", ".join(missing)
+        said = tr("Left out of {metric}, as measured on another workload: {names}.", metric=metric, names=names)
+        warnings.warn(said, stacklevel=3)
     return rows[chosen].drop_duplicates("key", keep="last").sort_values("bits_per_weight", ascending=False)
 
 
@@ -89,11 +92,7 @@ def precision_class(precision: str) -> str:
     if found:
         return f"float {found.group(2)}"
     digits = re.search(r"\d", word)
-    return (
-        {"1": "1 bit"}.get(digits.group(), f"{digits.group()} bits")
-        if digits and digits.group() in "1234568"
-        else "other"
-    )
+    return {"1": "1 bit"}.get(digits.group(), f"{digits.group()} bits") if digits and digits.group() in "1234568" else "other"
 
 
 def headline(frame: pd.DataFrame) -> pd.DataFrame:
@@ -107,7 +106,7 @@ def headline(frame: pd.DataFrame) -> pd.DataFrame:
 
     comparable(frame)
     if not len(frame):
-        raise LabkitError("The ledger is empty; measure something first: labkit.measure.size(artifact).")
+        raise LabkitError(tr("The ledger is empty; measure something first: labkit.measure.size(artifact)."))
     shown = {metric: points(frame, metric).set_index("key") for metric in set(frame["metric"])}
     keys = {key: row for rows in shown.values() for key, row in rows.iterrows()}
     table = [_headline_row(key, row, shown) for key, row in keys.items()]
@@ -138,7 +137,7 @@ def _headline_row(key: str, row: pd.Series, shown: Mapping[str, pd.DataFrame]) -
 def size_against_perplexity(frame: pd.DataFrame) -> go.Figure:
     """Smaller to the left, better below: megabytes of weights against perplexity."""
     rows = points(frame, "perplexity")
-    fig = _figure("Smaller files, more perplexity", "weights, MB (log)", "perplexity")
+    fig = _figure(tr("Smaller files, more perplexity"), tr("weights, MB (log)"), tr("perplexity"))
     fig.update_xaxes(type="log")
     return _scatter(fig, rows, rows["weight_bytes"] / 1e6)
 
@@ -147,7 +146,7 @@ def bits_against_divergence(frame: pd.DataFrame) -> go.Figure:
     """Effective bits per weight against KL divergence, on a log scale: near a line, until it is not."""
     rows = points(frame, "divergence")
     rows = rows[rows["value"] > 0]  # the reference against itself has no place on a log axis
-    fig = _figure("Fewer bits, more divergence", "bits per weight, measured", "KL divergence, nats per token (log)")
+    fig = _figure(tr("Fewer bits, more divergence"), tr("bits per weight, measured"), tr("KL divergence, nats per token (log)"))
     fig.update_yaxes(type="log")
     return _scatter(fig, rows, rows["bits_per_weight"])
 
@@ -163,10 +162,10 @@ def ladder(frame: pd.DataFrame, metrics: Sequence[str] = ("perplexity", "diverge
         rows, about, log = points(frame, metric), METRICS[metric], metric in LOGARITHMIC
         rows = rows[rows["value"] > 0] if log else rows
         _scatter(fig, rows, rows["bits_per_weight"], mode="lines+markers", row=i, legend=i == 1)
-        title = ", ".join(filter(None, [about.title, about.unit])) + (" (log)" if log else "")
+        title = ", ".join(filter(None, [tr(about.title), about.unit])) + (" (log)" if log else "")
         fig.update_yaxes(title=title, type="log" if log else "linear", row=i, col=1)
-    _dress(fig, "What each step down the ladder costs")
-    fig.update_xaxes(title="bits per weight, measured", row=len(metrics), col=1)
+    _dress(fig, tr("What each step down the ladder costs"))
+    fig.update_xaxes(title=tr("bits per weight, measured"), row=len(metrics), col=1)
     return fig.update_layout(height=260 * len(metrics) + 90)
 
 
@@ -175,10 +174,10 @@ def decode_speed(frame: pd.DataFrame) -> go.Figure:
     from labkit.ledger import comparable
 
     rows = points(comparable(frame[frame["metric"] == "speed"]) if len(frame) else frame, "speed")
-    fig = _figure("Writing one token after another", "", "decode, tokens/s")
+    fig = _figure(tr("Writing one token after another"), "", tr("decode, tokens/s"))
     for engine, part in rows.groupby("engine", sort=False):
         busy = [not details.get("quiet", True) for details in part["details"]]
-        names = [f"{name}{' (busy machine)' if was else ''}" for name, was in zip(part["label"], busy, strict=True)]
+        names = [tr("{name} (busy machine)", name=name) if was else name for name, was in zip(part["label"], busy, strict=True)]
         fig.add_bar(
             x=[[engine] * len(part), names], y=part["value"], name=engine, marker_color=_colour(engine),
             marker_pattern_shape=["/" if was else "" for was in busy], error_y=_bars(part),
@@ -192,10 +191,10 @@ def memory_bars(frame: pd.DataFrame) -> go.Figure:
 
     rows = points(comparable(frame[frame["metric"] == "memory"]) if len(frame) else frame, "memory")
     names = [rows["engine"].tolist(), rows["label"].tolist()]
-    fig = _figure("What a process needs, beside what the file holds", "", "MB")
-    fig.add_bar(x=names, y=rows["weight_bytes"] / 1e6, name="weights as stored", marker_color=SKY)
+    fig = _figure(tr("What a process needs, beside what the file holds"), "", "MB")
+    fig.add_bar(x=names, y=rows["weight_bytes"] / 1e6, name=tr("weights as stored"), marker_color=SKY)
     fig.add_bar(
-        x=names, y=rows["value"] / 1e6, name="peak memory, less the engine's own", marker_color=BLUE,
+        x=names, y=rows["value"] / 1e6, name=tr("peak memory, less the engine's own"), marker_color=BLUE,
         marker_pattern_shape="/", error_y=_bars(rows, 1e6),
     )  # fmt: skip
     return fig.update_layout(barmode="group")
@@ -206,12 +205,12 @@ def roofline(frame: pd.DataFrame) -> go.Figure:
     from labkit.ledger import comparable
 
     rows = points(comparable(frame[frame["metric"] == "roofline"]) if len(frame) else frame, "roofline")
-    fig = _figure("Under the roof", "operations per byte read (log)", "operations/s (log)")
+    fig = _figure(tr("Under the roof"), tr("operations per byte read (log)"), tr("operations/s (log)"))
     best = max((row["details"] for _, row in rows.iterrows()), key=lambda d: d["bandwidth_bytes_per_second"])
     ridge, flops = best["ridge_operations_per_byte"], best["multiply_operations_per_second"]
     x = np.geomspace(min(0.05, ridge / 10), max(100, ridge * 10), 60)
     roof = np.minimum(x * best["bandwidth_bytes_per_second"], flops)
-    fig.add_scatter(x=x, y=roof, mode="lines", name="roof", line={"color": BLACK, "width": 2}, hoverinfo="skip")
+    fig.add_scatter(x=x, y=roof, mode="lines", name=tr("roof"), line={"color": BLACK, "width": 2}, hoverinfo="skip")
     for engine, part in rows.groupby("engine", sort=False):
         intensity = np.array([d["decode_operations_per_byte"] for d in part["details"]])
         used = [d.get("reached", np.nan) * value for d, value in zip(part["details"], part["value"], strict=True)]
@@ -235,7 +234,7 @@ def _scatter(
     for engine, part in rows.groupby("engine", sort=False):
         fig.add_scatter(
             x=x.loc[part.index], y=part["value"], error_y=_bars(part), mode=mode, name=engine, legendgroup=engine,
-            showlegend=legend, text=part["label"], textposition="top center", marker=_markers(part),
+            showlegend=legend, text=part["label"], textposition="middle right", cliponaxis=False, marker=_markers(part),
             line={"color": _colour(engine)}, hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}", **where,
         )  # fmt: skip
     return fig
@@ -265,19 +264,19 @@ def weight_histogram(weights: np.ndarray, levels: Sequence[float] = (), bins: in
     """How a matrix's weights are spread, and the values a quantizer offers them (`levels`)."""
     values = np.asarray(weights, dtype=np.float32).ravel()
     count, edges = np.histogram(values, bins=bins)
-    fig = _figure("Weights and the values they may take", "weight", "how many (log)")
-    fig.add_bar(x=(edges[:-1] + edges[1:]) / 2, y=count, marker_color=SKY, name="weights", width=np.diff(edges))
+    fig = _figure(tr("Weights and the values they may take"), tr("weight"), tr("how many (log)"))
+    fig.add_bar(x=(edges[:-1] + edges[1:]) / 2, y=count, marker_color=SKY, name=tr("weights"), width=np.diff(edges))
     for i, level in enumerate(levels):
-        fig.add_vline(x=float(level), line={"color": RED, "width": 1}, opacity=0.7, name="level", showlegend=i == 0)
+        fig.add_vline(x=float(level), line={"color": RED, "width": 1}, opacity=0.7, name=tr("level"), showlegend=i == 0)
     return fig.update_yaxes(type="log").update_layout(bargap=0)
 
 
-def error_heatmap(error: np.ndarray, title: str = "Where rounding went wrong", cells: int = 128) -> go.Figure:
+def error_heatmap(error: np.ndarray, title: str = "", cells: int = 128) -> go.Figure:
     """Absolute error over a matrix (rows, columns), as root mean squares over at most `cells` patches a side."""
     patches = _patches(np.asarray(error, dtype=np.float64), cells)
-    fig = _figure(title, "input column", "output row")
+    fig = _figure(title or tr("Where rounding went wrong"), tr("input column"), tr("output row"))
     rows, columns = (np.linspace(0, n, m, endpoint=False) for n, m in zip(np.shape(error), patches.shape, strict=True))
-    bar = {"title": {"text": "RMS error"}}
+    bar = {"title": {"text": tr("RMS error")}}
     fig.add_heatmap(z=patches.astype(np.float32), x=columns, y=rows, colorscale="Cividis", colorbar=bar)
     return fig.update_yaxes(autorange="reversed")
 
@@ -285,12 +284,10 @@ def error_heatmap(error: np.ndarray, title: str = "Where rounding went wrong", c
 def _patches(matrix: np.ndarray, cells: int) -> np.ndarray:
     """Root mean square by patches, so that a large matrix does not make a large figure."""
     if matrix.ndim != 2:
-        raise LabkitError(f"An error map needs a matrix; given an array of shape {matrix.shape}.")
+        raise LabkitError(tr("An error map needs a matrix; given an array of shape {shape}.", shape=matrix.shape))
     squares = matrix**2
     for axis in (0, 1):
-        starts = np.unique(
-            np.linspace(0, squares.shape[axis], min(cells, squares.shape[axis]), endpoint=False).astype(int)
-        )
+        starts = np.unique(np.linspace(0, squares.shape[axis], min(cells, squares.shape[axis]), endpoint=False).astype(int))
         lengths = np.diff([*starts, squares.shape[axis]])
         shape = (-1, 1) if axis == 0 else (1, -1)
         squares = np.add.reduceat(squares, starts, axis=axis) / lengths.reshape(shape)
@@ -299,7 +296,7 @@ def _patches(matrix: np.ndarray, cells: int) -> np.ndarray:
 
 def levels(codebooks: Mapping[str, Sequence[float]]) -> go.Figure:
     """The values each format can hold, as ticks on one number line a format."""
-    fig = _figure("The values a format can hold", "value", "")
+    fig = _figure(tr("The values a format can hold"), tr("value"), "")
     for i, (name, values) in enumerate(codebooks.items()):
         colour = (BLUE, ORANGE, GREEN, RED, PINK, SKY)[i % 6]
         marker = {"symbol": "line-ns-open", "size": 16, "color": colour, "line": {"width": 2}}
@@ -317,12 +314,15 @@ def _figure(title: str, x: str, y: str) -> go.Figure:
     import plotly.graph_objects as go
 
     fig = _dress(go.Figure(), title)
-    return fig.update_xaxes(title=x).update_yaxes(title=y)
+    return fig.update_xaxes(title_text=x).update_yaxes(title_text=y)
 
 
 def _dress(fig: go.Figure, title: str) -> go.Figure:
     """No template: a figure stays a few kilobytes."""
-    grid = {"gridcolor": "#E5E5E5", "zeroline": False, "linecolor": "#444444", "ticks": "outside", "automargin": True}
+    grid = {
+        "gridcolor": "#E5E5E5", "zeroline": False, "linecolor": "#444444", "ticks": "outside", "automargin": True,
+        "title_standoff": 12, "exponentformat": "power",
+    }  # fmt: skip
     fig.update_layout(
         template="none", title={"text": title, "x": 0.02}, font={"size": 13, "color": "#222222"},
         margin={"l": 70, "r": 20, "t": 60, "b": 60}, height=420, legend={"title": {"text": ""}},

@@ -13,6 +13,7 @@ from labkit import _shapes
 from labkit._chat import render
 from labkit._files import read_json
 from labkit._tensors import Tensors, TensorView, is_finite, open_tensors
+from labkit.i18n import tr
 from labkit.types import LabkitError
 
 __all__ = ["Checkpoint", "TensorView", "Tensors", "check_finite", "checkpoint", "open_checkpoint", "open_tensors"]
@@ -127,14 +128,14 @@ class Checkpoint:
 
     def _repr_html_(self) -> str:
         rows = {
-            "checkpoint": f"{self.name} ({'trained' if self.trained else 'stand-in, random weights'})",
-            "architecture": self.architecture,
-            "parameters": f"{self.weights:,}",
-            "vocabulary": f"{self.vocab_size:,}",
-            "context": f"{self.context:,} tokens",
-            "revision": self.revision,
+            "checkpoint": f"{self.name} ({tr('trained') if self.trained else tr('stand-in, random weights')})",
+            tr("architecture"): self.architecture,
+            tr("parameters"): f"{self.weights:,}",
+            tr("vocabulary"): f"{self.vocab_size:,}",
+            tr("context"): tr("{n} tokens", n=f"{self.context:,}"),
+            tr("revision"): self.revision,
         }
-        cells = "".join(f"<tr><th scope='row'>{k}</th><td>{v}</td></tr>" for k, v in rows.items())
+        cells = "".join(f"<tr><th scope='row'>{k}</th><td style='text-align:left'>{v}</td></tr>" for k, v in rows.items())
         return f"<table>{cells}</table>"
 
 

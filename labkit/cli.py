@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit import __version__, _course_commands
+from labkit import __version__, _course_commands, bundle, dashboard, explain, headline
 from labkit._files import size
 from labkit._say import columns, emit
+from labkit.claims import command as claims_command
 from labkit.types import Artifact, LabkitError, Measurement, Recipe
 
 
@@ -235,4 +236,9 @@ COMMANDS = (
     ("doctor", doctor, _json_only),
     ("models", models, _models_options),
     ("clean", clean, _clean_options),
+    ("serve-dashboard", dashboard.command, dashboard.options),
+    ("bundle", bundle.command, bundle.options),
+    ("explain", explain.command, explain.options),
+    ("claims", claims_command.command, claims_command.options),
+    ("headline", headline.command, headline.options),
 )

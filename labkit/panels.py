@@ -9,10 +9,13 @@ from __future__ import annotations
 import html
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit import matrixchart
+from labkit import i18n, matrixchart
+from labkit.i18n import noop, tr, trn
 from labkit.types import LabkitError
 
 if TYPE_CHECKING:
@@ -22,15 +25,54 @@ if TYPE_CHECKING:
 
 STATUS = "<p role='status' aria-live='polite'>{}</p>"
 LADDER_METRICS = ("perplexity", "divergence", "accuracy")
-WIDE = {"description_width": "9em"}
+WIDE = {"description_width": "11em"}
+SCRIPT = Path(__file__).parent / "data" / "panel.js"
+RUNG = (noop("size MB"), noop("bits per weight"), noop("perplexity"), noop("KL nats"), noop("task accuracy"))  # columns
+
+
+# --- the interface -----------------------------------------------------------------------------------------------
+
+
+def language(changed: Callable[[], None]) -> Any:
+    """A choice of the interface's language, kept for every lab; `changed()` is called once it holds."""
+    import ipywidgets as w
+
+    options = [(title, code) for code, title in i18n.LANGUAGES.items()]
+    choice = w.Dropdown(options=options, value=i18n.language(), **_dress("Language / Idioma"))
+    said = w.HTML(STATUS.format(""))
+
+    def keep(_: object) -> None:
+        i18n.choose(choice.value)
+        changed()
+        said.value = STATUS.format(html.escape(tr("labkit speaks English from now on; run a cell again to read it so.")))
+
+    choice.observe(keep, names="value")
+    return _panel(choice, said)
+
+
+def _panel(*parts: Any) -> Any:
+    """The parts of a panel in a column, with the script that opens it to keyboards and screen readers."""
+    import ipywidgets as w
+
+    script = {"output_type": "display_data", "data": {"application/javascript": _script()}, "metadata": {}}
+    return w.VBox([*parts, w.Output(outputs=(script,))]).add_class("labkit-panel")
+
+
+@cache
+def _script() -> str:
+    return SCRIPT.read_text(encoding="utf-8")
+
+
+def _dress(description: str) -> dict[str, Any]:
+    """What all controls have in common; without a tooltip, ipywidgets would show the word "null" there."""
+    layout = {"width": "36em", "max_width": "98%"}
+    return {"description": description, "tooltip": description, "style": WIDE, "layout": layout}
 
 
 # --- one matrix --------------------------------------------------------------------------------------------------
 
 
-def matrix_view(
-    weights: Any, bits: int | str = 4, per: str = "group", group: int = 32, scheme: str = "symmetric"
-) -> None:
+def matrix_view(weights: Any, bits: int | str = 4, per: str = "group", group: int = 32, scheme: str = "symmetric") -> None:
     """Show one weight matrix at one precision: histogram, levels, bits per weight and error. Parameters as `matrix`."""
     import plotly.graph_objects as go
 
@@ -49,15 +91,11 @@ def matrix(weights: Any, bits: int | str = 4, per: str = "group", group: int = 3
     drawn = matrixchart.matrix(weights)
     matrixchart.quantize(drawn.weights[:1], bits, per, group, scheme)  # refuse a bad start value now, in one sentence
     steps = matrixchart.PRECISIONS if str(bits) in matrixchart.PRECISIONS else (str(bits), *matrixchart.PRECISIONS)
-    groups = sorted(
-        {*(g for g in matrixchart.GROUPS if drawn.weights.shape[1] % g == 0), *([group] if per == "group" else [])}
-    )
-    precision = w.SelectionSlider(options=steps, value=str(bits), description="bits a code", style=WIDE)
-    grain = w.Dropdown(options=matrixchart.GRAINS, value=per, description="one scale per", style=WIDE)
-    size = w.SelectionSlider(
-        options=groups, value=group if group in groups else groups[0], description="group size", style=WIDE
-    )
-    kind = w.Dropdown(options=list(matrixchart.SCHEMES), value=scheme, description="scheme", style=WIDE)
+    groups = sorted({*(g for g in matrixchart.GROUPS if drawn.weights.shape[1] % g == 0), *([group] if per == "group" else [])})
+    precision = w.SelectionSlider(options=_named(steps), value=str(bits), **_dress(tr("bits a code")))
+    grain = w.Dropdown(options=_named(matrixchart.GRAINS), value=per, **_dress(tr("one scale per")))
+    size = w.SelectionSlider(options=groups, value=group if group in groups else groups[0], **_dress(tr("group size")))
+    kind = w.Dropdown(options=_named(matrixchart.SCHEMES), value=scheme, **_dress(tr("scheme")))
     place, said = w.Output(), w.HTML()
 
     def draw(_: object = None) -> None:
@@ -68,7 +106,12 @@ def matrix(weights: Any, bits: int | str = 4, per: str = "group", group: int = 3
     for control in (precision, grain, size, kind):
         control.observe(draw, names="value")
     draw()
-    return w.VBox([precision, grain, size, kind, place, said])
+    return _panel(precision, grain, size, kind, place, said)
+
+
+def _named(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Options as (what is shown, value)."""
+    return [(tr(value), value) for value in values]
 
 
 # --- the whole model ---------------------------------------------------------------------------------------------
@@ -94,21 +137,20 @@ def ladder(frame: pd.DataFrame, ask: Callable[[str], str], precision: str | None
     rungs = _rungs(frame)
     base = json.loads(_ladder_figure(frame).to_json())
     slider = w.SelectionSlider(
-        options=list(rungs), value=_start(rungs, precision), description="precision", continuous_update=False,
-        style=WIDE, layout=w.Layout(width="36em"),
-    )  # fmt: skip
+        options=list(rungs), value=_start(rungs, precision), continuous_update=False, **_dress(tr("precision"))
+    )
     place, said, reply = w.Output(), w.HTML(), w.HTML()
 
     def draw(_: object = None) -> None:
         name = slider.value
         about = _ladder_table({name: rungs[name]})
         _draw(place, said, _marked(base, rungs[name]["bits per weight"]), f"{name}: {_figures(rungs[name])}", about)
-        reply.value = STATUS.format(f"{html.escape(name)} is answering.")
+        reply.value = STATUS.format(html.escape(tr("{name} is answering.", name=name)))
         reply.value = STATUS.format(_answer(ask, name))
 
     slider.observe(draw, names="value")
     draw()
-    return w.VBox([slider, reply, place, said])
+    return _panel(slider, reply, said, place)
 
 
 def _answer(ask: Callable[[str], str], name: str) -> str:
@@ -116,9 +158,10 @@ def _answer(ask: Callable[[str], str], name: str) -> str:
     try:
         text = str(ask(name))
     except LabkitError as error:  # an engine that is not there must not break the slider
-        return f"<strong>No reply from {html.escape(name)}:</strong> {html.escape(str(error))}"
+        return f"<strong>{html.escape(tr('No reply from {name}:', name=name))}</strong> {html.escape(str(error))}"
     took = time.perf_counter() - start
-    return f"<strong>{html.escape(name)} answers</strong> in {took:.2f} s: <code>{html.escape(text)}</code>"
+    said = html.escape(tr("{name} answers in {seconds:.2f} s:", name=name, seconds=took))
+    return f"<strong>{said}</strong> <code>{html.escape(text)}</code>"
 
 
 def _rungs(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -133,7 +176,8 @@ def _rungs(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 def _start(rungs: Mapping[str, Any], precision: str | None) -> str:
     if precision is not None and precision not in rungs:
-        raise LabkitError(f"The frame has no precision {precision!r}; it has {', '.join(rungs)}.")
+        known = ", ".join(rungs)
+        raise LabkitError(tr("The frame has no precision {precision!r}; it has {known}.", precision=precision, known=known))
     return precision or next(iter(rungs))
 
 
@@ -142,7 +186,8 @@ def _ladder_figure(frame: pd.DataFrame) -> Any:
 
     there = [metric for metric in LADDER_METRICS if (frame["metric"] == metric).any()]
     if not there:
-        raise LabkitError(f"The frame has none of {', '.join(LADDER_METRICS)}; measure one of them first.")
+        known = ", ".join(LADDER_METRICS)
+        raise LabkitError(tr("The frame has none of {known}; measure one of them first.", known=known))
     return charts.ladder(frame, there)
 
 
@@ -156,25 +201,23 @@ def _marked(base: dict[str, Any], bits: float) -> dict[str, Any]:
 def _ladder_table(rungs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    kept = ("size MB", "bits per weight", "perplexity", "KL nats", "task accuracy")
-    return pd.DataFrame([{"precision": name, **{key: row[key] for key in kept}} for name, row in rungs.items()])
+    return pd.DataFrame([{tr("precision"): name, **{tr(key): row[key] for key in RUNG}} for name, row in rungs.items()])
 
 
 def _ladder_sentence(rungs: Mapping[str, Mapping[str, Any]]) -> str:
     names = list(rungs)
-    return f"{len(names)} precisions over bits per weight. " + " ".join(
-        f"{name}: {_figures(rungs[name])}." for name in dict.fromkeys([names[0], names[-1]])
-    )
+    ends = " ".join(f"{name}: {_figures(rungs[name])}." for name in dict.fromkeys([names[0], names[-1]]))
+    return trn("{n} precision over bits per weight.", "{n} precisions over bits per weight.", len(names)) + " " + ends
 
 
 def _figures(row: Mapping[str, Any]) -> str:
-    parts = [f"{row['size MB']:.2f} MB", f"{row['bits per weight']:.2f} bits per weight"]
+    parts = [f"{row['size MB']:.2f} MB", tr("{bits:.2f} bits per weight", bits=row["bits per weight"])]
     for key, form in (
-        ("perplexity", "perplexity {:.3f}"),
-        ("KL nats", "KL {:.5f} nats"),
-        ("task accuracy", "accuracy {:.1%}"),
+        ("perplexity", noop("perplexity {value:.3f}")),
+        ("KL nats", noop("KL {value:.5f} nats")),
+        ("task accuracy", noop("accuracy {value:.1%}")),
     ):
-        parts += [form.format(row[key])] if row[key] == row[key] else []  # NaN: not measured
+        parts += [tr(form, value=row[key])] if row[key] == row[key] else []  # NaN: not measured
     return ", ".join(parts)
 
 
@@ -183,13 +226,10 @@ def _draw(place: Any, said: Any, spec: dict[str, Any], sentence: str, table: pd.
 
     `spec` is plotly JSON: building a figure object at every step of a slider would take most of its time.
     """
-    from labkit._display import PLOTLY, html_table
+    from labkit._display import CONFIG, PLOTLY, html_table
 
-    words = html_table(table, "In figures")
-    figure = spec | {
-        "layout": spec["layout"] | {"meta": {"alt": sentence}},
-        "config": {"responsive": True, "displaylogo": False},
-    }
+    words = html_table(table, tr("In figures"))
+    figure = spec | {"layout": spec["layout"] | {"meta": {"alt": sentence}}, "config": CONFIG}
     bundle = {PLOTLY: figure, "text/html": words, "text/plain": sentence}
     place.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
     said.value = STATUS.format(html.escape(sentence)) + words
@@ -200,9 +240,8 @@ def _draw(place: Any, said: Any, spec: dict[str, Any], sentence: str, table: pd.
 
 def quiz(asked: Quiz) -> Any:
     """A form for a quiz: choices, a button and the explanation, one block a question."""
-    import ipywidgets as w
 
-    return w.VBox([_question(number, one) for number, one in enumerate(asked.questions, 1)])
+    return _panel(*(_question(number, one) for number, one in enumerate(asked.questions, 1)))
 
 
 def _question(number: int, question: Question) -> Any:
@@ -212,10 +251,10 @@ def _question(number: int, question: Question) -> Any:
 
     title = w.HTML(f"<p><strong>{number}. {html.escape(question.ask)}</strong></p>")
     said = w.HTML(STATUS.format(""))
-    button = w.Button(description="Check", tooltip=f"Check the answer to question {number}")
+    button = w.Button(description=tr("Check"), tooltip=tr("Check the answer to question {number}", number=number))
     wide = w.Layout(width="auto")
     if question.many:
-        boxes = [w.Checkbox(False, description=o.text, indent=False, layout=wide) for o in question.options]
+        boxes = [w.Checkbox(False, description=o.text, tooltip=o.text, indent=False, layout=wide) for o in question.options]
         choice: Any = w.VBox(boxes)
     else:
         pairs = [(option.text, i) for i, option in enumerate(question.options)]
@@ -224,7 +263,9 @@ def _question(number: int, question: Question) -> Any:
     def judge(_: object) -> None:
         chosen = [i for i, box in enumerate(boxes) if box.value] if question.many else [choice.index]
         right, why = answer(question, [i for i in chosen if i is not None])
-        said.value = STATUS.format(f"<strong>{'Right' if right else 'Not yet'}.</strong> {html.escape(why)}")
+        word = tr("Right.") if right else tr("Not yet.")
+        said.value = STATUS.format(f"<strong>{word}</strong> {html.escape(why)}")
 
     button.on_click(judge)
-    return w.VBox([title, choice, button, said])
+    choice.add_class("labkit-choice")
+    return w.VBox([title, choice, button, said]).add_class("labkit-question")

@@ -94,14 +94,16 @@ class Artifact:
         return f"{self.checkpoint.name}/{self.recipe}"
 
     def _repr_html_(self) -> str:
+        from labkit.i18n import tr
+
         rows = {
-            "artifact": self.name,
-            "size": f"{self.weight_bytes / 1e6:.2f} MB of weights",
-            "bits per weight": f"{self.bits_per_weight:.3f}",
-            "built in": f"{self.seconds:.1f} s",
-            "notes": "; ".join(self.notes) or "none",
+            tr("artifact"): self.name,
+            tr("size"): tr("{megabytes:.2f} MB of weights", megabytes=self.weight_bytes / 1e6),
+            tr("bits per weight"): f"{self.bits_per_weight:.3f}",
+            tr("built in"): f"{self.seconds:.1f} s",
+            tr("notes"): "; ".join(self.notes) or tr("none"),
         }
-        cells = "".join(f"<tr><th scope='row'>{k}</th><td>{v}</td></tr>" for k, v in rows.items())
+        cells = "".join(f"<tr><th scope='row'>{k}</th><td style='text-align:left'>{v}</td></tr>" for k, v in rows.items())
         return f"<table>{cells}</table>"
 
     def __repr__(self) -> str:

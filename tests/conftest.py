@@ -10,6 +10,14 @@ from tiny_checkpoint import write_llama
 
 # Before any engine loads OpenMP: spinning threads on a busy machine make the suite many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.pop("LABKIT_LANG", None)
+
+
+@pytest.fixture(autouse=True)
+def english(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests read English, whatever the owner of this machine has chosen; in the browser, the test chooses."""
+    if "browser" not in request.path.parts:
+        monkeypatch.setenv("LABKIT_LANG", "en")
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def in_child(code: str, home: Path, **extra: str) -> subprocess.Popen:
 def test_built_once_and_found_again(tiny_llama: Path, home: Path, capfd):
     first = build(tiny_llama, F16)
     assert fake_engine.builds == ["fake-f16"]
-    assert first.weight_bytes == 2 * 1_705_216 and first.weights == 1_705_216 and first.bits_per_weight == 16.0
+    assert first.weight_bytes == 2 * 1_312_000 and first.weights == 1_312_000 and first.bits_per_weight == 16.0
     assert first.notes == ("norms are kept in float16",) and first.settings == {"half": True}
     assert first.engine_version == engines.version("fake") and first.seconds > 0
     assert first.path.parent == home / "artifacts" / "tiny-llama" and first.path.name.startswith("fake-f16-")
@@ -167,7 +167,7 @@ def test_disk_really_full(tiny_llama: Path, tmp_path: Path, monkeypatch):
         pytest.skip("mounting a small file system is not allowed here")
     try:
         monkeypatch.setenv("LABKIT_HOME", str(small))
-        with pytest.raises(LabkitError, match=r"needs about 3\.41 MB of disk.*labkit clean"):
+        with pytest.raises(LabkitError, match=r"needs about 2\.62 MB of disk.*labkit clean"):
             build(tiny_llama, F16)
         monkeypatch.setitem(fake_engine.PRECISIONS, "f16", (1.0, 1.0))  # an estimate that is too hopeful
         with pytest.raises(LabkitError, match="disk filled up while building"):
@@ -180,7 +180,7 @@ def test_disk_really_full(tiny_llama: Path, tmp_path: Path, monkeypatch):
 def test_too_little_memory_is_said_before(tiny_llama: Path, monkeypatch):
     monkeypatch.setattr(fake_engine, "BUILD_BYTES_PER_WEIGHT", 10.0, raising=False)
     monkeypatch.setattr(host, "available_memory", lambda: 10_000_000)
-    with pytest.raises(LabkitError, match=r"needs about 17\.1 MB of memory, but 10 MB is left"):
+    with pytest.raises(LabkitError, match=r"needs about 13\.1 MB of memory, but 10 MB is left"):
         build(tiny_llama, F16)
     assert fake_engine.builds == []
 
@@ -220,7 +220,7 @@ def test_two_processes_build_one_artifact(tiny_llama: Path, home: Path):
     said = [child.communicate()[0].split() for child in children]
     assert [child.returncode for child in children] == [0, 0]
     assert said[0][0] == said[1][0] and sorted(n for _, n in said) == ["0", "1"]
-    assert read(said[0][0]).weight_bytes == 2 * 1_705_216 and leftovers(home) == []
+    assert read(said[0][0]).weight_bytes == 2 * 1_312_000 and leftovers(home) == []
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_damaged_artifact_is_not_used_but_built_again(tiny_llama: Path):
     made = build(tiny_llama, F16)
     with open(made.path / "weights.bin", "r+b") as file:
         file.truncate(1000)
-    with pytest.raises(LabkitError, match=r"weights\.bin has 1000 bytes instead of 3410432"):
+    with pytest.raises(LabkitError, match=r"weights\.bin has 1000 bytes instead of 2624000"):
         read(made.path)
     assert build(tiny_llama, F16).weight_bytes == made.weight_bytes and len(fake_engine.builds) == 2
     (made.path / "weights.bin").unlink()

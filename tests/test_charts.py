@@ -224,8 +224,30 @@ def test_show_displays_the_bundle(frame, monkeypatch):
     shown = []
     monkeypatch.setattr(IPython.display, "display", lambda data, raw: shown.append((data, raw)))
     labkit.show(charts.ladder(frame), alt="Words.", table=frame[["precision", "value"]])
-    ((data, raw),) = shown
+    (data, raw), (words, _) = shown
     assert raw and set(data) == {"application/vnd.plotly.v1+json", "text/html", "text/plain"}
+    assert data["text/html"] in words["text/html"] and words["text/html"].startswith("<details"), "notebooks draw the figure only"
+
+
+def test_no_figure_offers_to_upload_itself(frame):
+    figure = charts.bundle(charts.ladder(frame), alt="Words.", table=frame[["precision"]])["application/vnd.plotly.v1+json"]
+    assert figure["config"]["showSendToCloud"] is False and figure["config"]["displayModeBar"] is False
+
+
+def test_plotly_colours_become_safe_ones_and_chosen_ones_stay():
+    import plotly.express as px
+
+    drawn = px.bar({"x": list("abcd"), "y": [1, 2, 3, 4]}, x="x", y="y", color="x")
+    drawn.add_bar(x=["e"], y=[5], marker_color="#123456")
+    found = charts.bundle(drawn, alt="Words.", table=pd.DataFrame({"y": [1]}))["application/vnd.plotly.v1+json"]
+    colours = [trace["marker"]["color"] for trace in found["data"]]
+    assert colours == [charts.BLUE, charts.ORANGE, charts.GREEN, charts.RED, "#123456"]
+
+
+def test_row_names_are_kept_as_headers_and_row_numbers_are_not():
+    described = charts.html_table(pd.DataFrame({"x": [1.0, 2.0]}, index=["mean", "m<x"]), "c")
+    assert "<td></td><th scope='col'>x</th>" in described and "<th scope='row'>m&lt;x</th>" in described
+    assert "<th scope='row'>" not in charts.html_table(pd.DataFrame({"x": [1, 2, 3]}).iloc[1:], "c")
 
 
 def test_histogram_counts_every_weight_and_draws_the_levels():

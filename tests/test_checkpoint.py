@@ -48,7 +48,7 @@ def test_record(tiny_llama: Path):
     assert found.eos_ids == (2,) and found.bos_id is None
     assert checkpoint(found) is found
     assert checkpoint(str(tiny_llama)) == found and hash(checkpoint(tiny_llama)) == hash(found)
-    assert "1,705,216" in found._repr_html_()
+    assert "1,312,000" in found._repr_html_()
 
 
 def test_weights_agree_with_transformers(tiny_llama: Path):
@@ -66,7 +66,7 @@ def test_weights_of_a_tied_pair_stored_twice_count_once(broken: Path):
 
 
 def test_untied_head_counts(make_llama):
-    assert checkpoint(make_llama(tie_word_embeddings=False)).weights == 1_705_216 + 512 * 256
+    assert checkpoint(make_llama(tie_word_embeddings=False)).weights == 1_312_000 + 512 * 256
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -295,8 +295,8 @@ def test_missing_tensor(broken: Path):
 
 
 def test_wrong_shape(broken: Path):
-    edit_config(broken, intermediate_size=1024)
-    with pytest.raises(LabkitError, match=r"\(768, 256\); config\.json says \(1024, 256\)"):
+    edit_config(broken, intermediate_size=768)
+    with pytest.raises(LabkitError, match=r"\(512, 256\); config\.json says \(768, 256\)"):
         checkpoint(broken)
 
 

@@ -148,16 +148,18 @@ def test_new_copies_a_lab_and_keeps_your_work(capsys, tmp_path: Path, monkeypatc
 
 
 def test_arguments_for_pytest_and_jupyterlab_are_handed_on(tmp_path: Path, monkeypatch):
-    (tmp_path / "00_start_here.ipynb").write_text('{"cells": []}')
-    monkeypatch.setenv("LABKIT_NOTEBOOKS", str(tmp_path))
+    (tmp_path / "course").mkdir()
+    (tmp_path / "course" / "00_start_here.ipynb").write_text('{"cells": []}')
+    monkeypatch.setenv("LABKIT_NOTEBOOKS", str(tmp_path / "course"))
+    monkeypatch.chdir(tmp_path)
     ran = []
     finished = SimpleNamespace(returncode=5)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command[2:]) or finished)
     for given in (["test"], ["test", "-k", "x", "--json"], ["lab", "--no-browser"], ["lab", "00", "--port", "1"]):
         assert cli.main(given) == 5
-    lab = str(tmp_path / "00_start_here.ipynb")
-    assert ran == [["pytest"], ["pytest", "-k", "x", "--json"], ["jupyterlab", str(tmp_path), "--no-browser"],
-                   ["jupyterlab", lab, "--port", "1"]]  # fmt: skip
+    where = [f"--ServerApp.root_dir={tmp_path / 'work'}", "--LabApp.default_url=/lab/tree/00_start_here.ipynb"]
+    assert ran == [["pytest"], ["pytest", "-k", "x", "--json"], ["jupyterlab", *where, "--no-browser"],
+                   ["jupyterlab", *where, "--port", "1"]]  # fmt: skip
 
 
 def test_run_and_report(capsys, tmp_path: Path, monkeypatch):

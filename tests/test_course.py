@@ -122,12 +122,8 @@ def test_no_check_is_passed_by_nothing_or_by_a_constant(name):
     assert len(task.hints) <= exercises.HINTS and task.title
     for answer in NOTHING:
         assert exercises.judge(name, answer).state != "passed", f"{name} is passed by {answer!r}"
-        assert exercises.judge(name, lambda *a, answer=answer, **k: answer).state != "passed", (
-            f"{name}: lambda: {answer!r}"
-        )
-    assert exercises.judge(name, lambda *a, **k: a[0] if a else None).state != "passed", (
-        f"{name} is passed by the identity"
-    )
+        assert exercises.judge(name, lambda *a, answer=answer, **k: answer).state != "passed", f"{name}: lambda: {answer!r}"
+    assert exercises.judge(name, lambda *a, **k: a[0] if a else None).state != "passed", f"{name} is passed by the identity"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +202,22 @@ def test_two_notebooks_write_progress_at_once(home):
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert len(progress.read()["exercises"]) == 30
+
+
+def test_progress_counts_what_is_passed_and_right_in_each_lab(home):
+    import labkit
+
+    exercises.check("00.1", lambda weights, bits: weights * bits / 8e6)
+    exercises.check("00.2", lambda stored, weights: 0)
+    (question, *_) = quizzes.read("module04/01").questions
+    quizzes.answer(question, question.right)
+    rows = {row.lab: row for row in labkit.progress().rows}
+    assert set(rows) == {quizzes.read(file.stem).lab for file in quizzes.FOLDER.glob("*.json")}
+    assert (rows["00"].passed, rows["00"].exercises, rows["00"].right) == (1, 5, 0)
+    assert (rows["module04/01"].passed, rows["module04/01"].right) == (0, 1)
+    assert sum(row.exercises for row in rows.values()) == len(exercises.exercises()), "an exercise belongs to no lab"
+    assert "00: 1 of 5 exercises passed" in repr(labkit.progress())
+    assert labkit.progress()._repr_html_().count("<tr>") == 1 + len(rows)
 
 
 def _quiz(tmp_path, monkeypatch, options):
@@ -316,14 +328,12 @@ def test_generating_twice_changes_nothing_and_keeps_cell_ids(tmp_path):
     path = source / FILES[3]
     notebook = nbformat.read(path, 4)
     tags = {"tags": ["exercise", "solution"]}
-    cell = nbformat.v4.new_code_cell(
-        "# BEGIN SOLUTION\n# STUB: x = ...\nx = 1\n# END SOLUTION", id="ex1", metadata=tags
-    )
+    cell = nbformat.v4.new_code_cell("# BEGIN SOLUTION\n# STUB: x = ...\nx = 1\n# END SOLUTION", id="ex1", metadata=tags)
     hidden = nbformat.v4.new_markdown_cell("why 1", id="why", metadata={"tags": ["solution"]})
     notebook.cells += [cell, hidden]
     nbformat.write(notebook, path)
     out = tmp_path / "notebooks"
-    assert len(generate.generate(source, out)) == len(FILES)
+    assert len(generate.generate(source, out)) == len(FILES) + 1  # and the glossary
     assert generate.generate(source, out) == [] and generate.generate(source, out, check=True) == []
     made = nbformat.read(out / FILES[3], 4)
     assert [c.id for c in made.cells] == ["top", "ex1"]

@@ -216,12 +216,12 @@ def test_wrong_checksum(server: Hub, home: Path, name: str):
         checkpoint(MODEL)
     assert not list(weights(home).rglob(f"{name}*"))
     server.wrong = set()
-    assert checkpoint(MODEL).weights == 1_705_216
+    assert checkpoint(MODEL).weights == 1_312_000
 
 
 def test_a_cut_connection_goes_on_where_it_stopped(server: Hub):
     server.cut_after, server.cuts = 1_000_000, 3
-    assert checkpoint(MODEL).weights == 1_705_216
+    assert checkpoint(MODEL).weights == 1_312_000
     assert requests_for(server, "model.safetensors") == [None, "bytes=1000000-", "bytes=2000000-", "bytes=3000000-"]
 
 
@@ -233,7 +233,7 @@ def test_a_dead_connection_gives_up_and_the_next_run_resumes(server: Hub, home: 
             checkpoint(MODEL)
     assert not (weights(home) / COMMIT).exists()
     server.asked.clear()
-    assert checkpoint(MODEL).weights == 1_705_216
+    assert checkpoint(MODEL).weights == 1_312_000
     assert requests_for(server, "model.safetensors") == ["bytes=700000-"]
     assert requests_for(server, "config.json") == []  # complete files are not fetched twice
     assert "of it is here already" in capsys.readouterr().err
@@ -254,12 +254,12 @@ def test_a_server_without_ranges_starts_over(server: Hub, tiny_llama: Path):
 
 def test_a_busy_server_is_asked_again(server: Hub):
     server.busy = 2
-    assert checkpoint(MODEL).weights == 1_705_216
+    assert checkpoint(MODEL).weights == 1_312_000
 
 
 def test_redirects_are_followed(server: Hub):
     server.moved = True
-    assert checkpoint(MODEL).weights == 1_705_216
+    assert checkpoint(MODEL).weights == 1_312_000
     assert any(path.startswith("/cdn/") for _, path, _ in server.asked)
 
 

@@ -14,11 +14,13 @@ README = ROOT / "README.md"
 OTHERS = {
     "notebooks/": "the labs as learners get them, written by `python -m labkit.course.generate`",
     "tests/": "one test file a module; `solutions/` holds the labs with their solutions, by hand",
-    "binder/": "how the course is launched in Binder",
+    "binder/": "how the course is launched in Binder, and the light set for Colab",
+    ".devcontainer/": "how it is launched in Codespaces and VS Code",
+    ".github/workflows/": "tests on three systems, the nightly class profile, oldest and newest packages",
     "images/": "the pictures of this page",
     ".ci/run": "what continuous integration runs: the two commands above, in a fresh environment",
 }
-FOLDERS = {"labkit/data/": "the house model, number formats' sources, quizzes, shapes of known models"}
+FOLDERS = {"labkit/data/": "the house model, shapes of known models, claims, quizzes, glossary, catalogues of translations, schemas, troubleshooting"}
 
 
 def tree() -> str:
@@ -54,7 +56,7 @@ def test_links_and_pictures_exist():
 
 
 def test_the_commands_named_exist():
-    named = set(re.findall(r"labkit (build|measure|run|doctor|models|test|lab|new|clean|report|house)\b", README.read_text(encoding="utf-8")))
+    named = set(re.findall(r"labkit (build|measure|run|doctor|models|test|lab|new|clean|report|house|headline|claims|grade|bundle|serve-dashboard|explain)\b", README.read_text(encoding="utf-8")))
     said = subprocess.run([sys.executable, "-m", "labkit", "--help"], capture_output=True, text=True, cwd=ROOT).stdout
     assert not [name for name in named if not re.search(rf"^\s+{name}\b", said, re.M)]
 

@@ -17,7 +17,7 @@ TINY = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 256,  # rows divide by 256, so that every block format fits
-    "intermediate_size": 768,  # not the vocabulary's size, by which ONNX Runtime's model builder knows the head
+    "intermediate_size": 512,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

@@ -7,6 +7,7 @@ A check is written once, in `labkit/course/checks/`:
         close(answer, 18 * 8 / 32)
 
 It returns nothing when the answer is right, and raises `NotYet` (the helpers in `compare` do) when it is not.
+Title and hints are English and are found by `python -m labkit.messages`; a message of a `NotYet` goes through `tr`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 from labkit.course import progress
 from labkit.course.compare import NotStarted, NotYet, unfinished
+from labkit.i18n import html_language, noop, tr
 from labkit.types import LabkitError
 
 HINTS = 3  # at most this many an exercise
@@ -34,7 +36,7 @@ _REGISTER: dict[str, Exercise] = {}
 
 @dataclass(frozen=True)
 class Exercise:
-    """A named question and the function that judges an answer."""
+    """A named question and the function that judges an answer. `title` and `hints` are English, translated when shown."""
 
     name: str
     title: str
@@ -55,11 +57,11 @@ class Verdict:
         return self.state == "passed"
 
     def __repr__(self) -> str:
-        return f"{self.name}: {self.state}" + (f". {self.message}" if self.message else "")
+        return f"{self.name}: {tr(self.state)}" + (f". {self.message}" if self.message else "")
 
     def _repr_html_(self) -> str:
-        line = f"<strong>{html.escape(self.name)}: {self.state}</strong>"
-        return f"<p role='status' class='labkit-check'>{line} {html.escape(self.message)}</p>"
+        line = f"<strong>{html.escape(self.name)}: {html.escape(tr(self.state))}</strong>"
+        return f"<p role='status' class='labkit-check' lang='{html_language()}'>{line} {html.escape(self.message)}</p>"
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,14 @@ class Hints:
     more: str
 
     def __repr__(self) -> str:
-        return "\n".join([*(f"Hint {i}: {line}" for i, line in enumerate(self.lines, 1)), self.more]).strip()
+        lines = [tr("Hint {number}: {text}", number=i, text=line) for i, line in enumerate(self.lines, 1)]
+        return "\n".join([*lines, self.more]).strip()
 
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{html.escape(line)}</li>" for line in self.lines)
-        return (
-            f"<ol class='labkit-hints' aria-label='Hints for {self.name}'>{items}</ol><p>{html.escape(self.more)}</p>"
-        )
+        label = html.escape(tr("Hints for {name}", name=self.name), quote=True)
+        opened = f"<ol class='labkit-hints' aria-label='{label}'>{items}</ol>"
+        return f"<div lang='{html_language()}'>{opened}<p>{html.escape(self.more)}</p></div>"
 
 
 def exercise(name: str, title: str, *, hints: tuple[str, ...] = (), seconds: float = 20.0) -> Callable:
@@ -113,20 +116,24 @@ def judge(name: str, answer: Any) -> Verdict:
         with _time_limit(task.seconds):
             task.judge(answer)
     except (NotStarted, NotImplementedError):
-        return Verdict(name, "not started", "Replace the ... above and run the cell again.")
+        return _not_started(name)
     except NotYet as error:
-        if _has_dots(answer):
-            return Verdict(name, "not started", "Replace the ... above and run the cell again.")
-        return Verdict(name, "not yet", str(error)[:1000])
+        return _not_started(name) if _has_dots(answer) else _not_yet(name, str(error))
     except TimeoutError:
-        return Verdict(
-            name,
-            "not yet",
-            f"Stopped after {task.seconds:g} s; this exercise needs far less. Is there an endless loop?",
-        )
+        late = tr("Stopped after {seconds:g} s; this exercise needs far less. Is there an endless loop?", seconds=task.seconds)
+        return _not_yet(name, late)
     except Exception as error:  # an answer of a kind the judge did not foresee is a wrong answer, not a crash
-        return Verdict(name, "not yet", f"The answer could not be judged: {type(error).__name__}: {error}"[:1000])
-    return Verdict(name, "passed", "")
+        kind = type(error).__name__
+        return _not_yet(name, tr("The answer could not be judged: {kind}: {error}", kind=kind, error=error))
+    return Verdict(name, noop("passed"), "")
+
+
+def _not_started(name: str) -> Verdict:
+    return Verdict(name, noop("not started"), tr("Replace the ... above and run the cell again."))
+
+
+def _not_yet(name: str, message: str) -> Verdict:
+    return Verdict(name, noop("not yet"), message[:1000])
 
 
 def check(name: str, answer: Any) -> Verdict:
@@ -137,7 +144,8 @@ def check(name: str, answer: Any) -> Verdict:
     state = "passed" if before.get("state") == "passed" else verdict.state
     progress.note("exercises", name, state=state, attempts=attempts)
     if verdict.state == "not yet" and attempts <= len(_find(name).hints):
-        return Verdict(name, verdict.state, f'{verdict.message}. A new hint is open: labkit.hint("{name}")')
+        more = tr('{message}. A new hint is open: labkit.hint("{name}")', message=verdict.message, name=name)
+        return Verdict(name, verdict.state, more)
     return verdict
 
 
@@ -147,18 +155,18 @@ def hint(name: str) -> Hints:
     seen = progress.read()["exercises"].get(name, {})
     opened = len(task.hints) if seen.get("state") == "passed" else min(seen.get("attempts", 0), len(task.hints))
     if opened == len(task.hints):
-        more = "" if task.hints else "This exercise has no hints."
+        more = "" if task.hints else tr("This exercise has no hints.")
     else:
-        closed = len(task.hints) - opened
-        more = f"{closed} of {len(task.hints)} hints closed; each attempt that is not yet right opens one."
-    return Hints(name, task.hints[:opened], more)
+        closed, total = len(task.hints) - opened, len(task.hints)
+        more = tr("{closed} of {total} hints closed; each attempt that is not yet right opens one.", closed=closed, total=total)
+    return Hints(name, tuple(map(tr, task.hints[:opened])), more)
 
 
 def _find(name: str) -> Exercise:
     known = exercises()
     if name not in known:
         near = [n for n in known if n.rsplit(".", 1)[0] == str(name).rsplit(".", 1)[0]] or list(known)
-        raise LabkitError(f"There is no exercise {name!r}; this lab has {', '.join(near)}.")
+        raise LabkitError(tr("There is no exercise {name!r}; this lab has {known}.", name=name, known=", ".join(near)))
     return known[name]
 
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from labkit.i18n import noop, tr
 from labkit.types import LabkitError
 
 FILE = Path(__file__).resolve().parents[1] / "data" / "facts.json"
@@ -23,21 +24,14 @@ def read() -> dict[str, dict[str, Any]]:
 
 
 def table(lab_id: str) -> str:
-    """The lab's facts as a Markdown table; a sentence when no run has been recorded yet."""
+    """The lab's facts as a Markdown table in the language in use; a sentence when no run has been recorded yet."""
     fact = read().get(lab_id)
     if fact is None:
-        return "*No run of this lab has been recorded yet.*"
-    day = fact["when"][:10]
-    return "\n".join(
-        [
-            "| time | peak memory | disk written | network |",
-            "|---|---|---|---|",
-            f"| {_time(fact['seconds'])} | {_size(fact['peak_bytes'])} | {_size(fact['disk_bytes'])} "
-            f"| {fact['network']} |",
-            "",
-            f"*Recorded on {day}: profile `{fact['profile']}`, {fact['cpus']} CPU cores.*",
-        ]
-    )
+        return tr("*No run of this lab has been recorded yet.*")
+    cells = (_time(fact["seconds"]), _size(fact["peak_bytes"]), _size(fact["disk_bytes"]), tr(fact["network"]))
+    about = {"day": fact["when"][:10], "profile": fact["profile"], "cores": fact["cpus"]}
+    lines = [tr("| time | peak memory | disk written | network |"), "|---|---|---|---|", f"| {' | '.join(cells)} |", ""]
+    return "\n".join([*lines, tr("*Recorded on {day}: profile `{profile}`, {cores} CPU cores.*", **about)])
 
 
 def record(results: Path) -> list[str]:
@@ -56,7 +50,7 @@ def record(results: Path) -> list[str]:
             "seconds": round(lab["seconds"], 1),
             "peak_bytes": lab["peak_bytes"],
             "disk_bytes": lab["disk_bytes"],
-            "network": "used" if lab["network"] else "not used",
+            "network": noop("used") if lab["network"] else noop("not used"),
         }
     FILE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return [lab["lab"] for lab in passed]

@@ -1,7 +1,9 @@
 """Where the labs are, in which order, and what they are called.
 
 A lab is a notebook whose file name begins with its number: `00_start_here.ipynb` is lab `00`,
-`module04_quantization/02_llamacpp.ipynb` is lab `module04/02`.
+`module04_quantization/02_llamacpp.ipynb` is lab `module04/02`. A lab's edition in another language has the same id and
+lies under a folder of that name: `pt_BR/00_start_here.ipynb` is lab `00` too. Of each lab one edition is taken at a
+time, the one in the language in use, so that a run of all labs runs none of them twice.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.i18n import ENGLISH, LANGUAGES, language, tr
 from labkit.types import LabkitError
 
 ORDER = ("", "module03", "module04", "module05", "phi_family")  # folders, in the order they are meant to be taken
@@ -18,11 +21,12 @@ ORDER = ("", "module03", "module04", "module05", "phi_family")  # folders, in th
 
 @dataclass(frozen=True)
 class Lab:
-    """One notebook of the course."""
+    """One notebook of the course, in one language."""
 
     id: str  # "module04/02"
     path: Path  # the notebook file
     root: Path  # the folder all labs are under
+    language: str = ENGLISH
 
     @property
     def key(self) -> str:
@@ -55,49 +59,59 @@ def folder(solutions: bool = False) -> Path:
     for place in [Path(given)] if given else [checkout / inside, Path.cwd() / inside]:
         if any(place.glob("**/[0-9]*.ipynb")):
             return place.resolve()
-    wanted = "the notebooks with solutions" if solutions else "the notebooks"
-    raise LabkitError(
-        f"Cannot find {wanted} in {given or f'{checkout / inside} or {Path.cwd() / inside}'}; "
-        "run from a checkout of the repository, or set LABKIT_NOTEBOOKS to its notebooks folder."
-    )
+    raise LabkitError(tr(
+        "Cannot find the notebooks in {places}; run from a checkout of the repository, or set LABKIT_NOTEBOOKS to its "
+        "notebooks folder.",
+        places=given or f"{checkout / inside}, {Path.cwd() / inside}",
+    ))  # fmt: skip
 
 
-def labs(root: Path | None = None) -> list[Lab]:
-    """Every lab under `root`, in course order."""
+def labs(root: Path | None = None, code: str | None = None) -> list[Lab]:
+    """Every lab under `root` once, in course order: in language `code` (default: the one in use), else in English."""
+    wanted = (ENGLISH, code or language())
+    found = sorted((lab for lab in editions(root) if lab.language in wanted), key=lambda lab: wanted.index(lab.language))
+    return sorted({lab.id: lab for lab in found}.values(), key=_place)
+
+
+def editions(root: Path | None = None) -> list[Lab]:
+    """Every notebook of the course under `root`, in all languages."""
     root = root or folder()
     files = [p for p in root.glob("**/[0-9]*.ipynb") if ".ipynb_checkpoints" not in p.parts]
-    found = [Lab(_id(p.relative_to(root)), p, root) for p in files]
-    return sorted(found, key=_place)
+    return [_lab(path, root) for path in files]
 
 
 def find(name: str, root: Path | None = None) -> Lab:
-    """The lab called `name`: an id, a file name or a path, with or without `.ipynb`."""
-    known = labs(root)
-    wanted = str(name).replace("\\", "/").removesuffix(".ipynb").strip("/")
-    matches = [lab for lab in known if wanted in _names(lab)]
+    """The lab called `name`: an id or a file name (in the language in use) or a path, with or without `.ipynb`."""
+    known, wanted = labs(root), str(name).replace("\\", "/").removesuffix(".ipynb").strip("/")
+    matches = [lab for lab in editions(root) if wanted in _paths(lab)] or [
+        lab for lab in known if wanted in (lab.id, lab.key, lab.path.stem)
+    ]
     if len(matches) != 1:
-        raise LabkitError(f"There is no lab {name!r}; the labs are {', '.join(lab.id for lab in known)}.")
+        names = ", ".join(lab.id for lab in known)
+        raise LabkitError(tr("There is no lab {name!r}; the labs are {known}.", name=name, known=names))
     return matches[0]
 
 
-def neighbours(lab: Lab) -> tuple[Lab | None, Lab | None]:
-    """The lab before and the lab after, None at the ends."""
-    known = labs(lab.root)
+def neighbours(lab: Lab, known: list[Lab] | None = None) -> tuple[Lab | None, Lab | None]:
+    """The labs before and after among `known` (default: those in the lab's language), None at the ends."""
+    known = known or labs(lab.root, lab.language)
     at = [one.id for one in known].index(lab.id)
     return (known[at - 1] if at else None), (known[at + 1] if at + 1 < len(known) else None)
 
 
-def _id(relative: Path) -> str:
-    number = relative.stem.split("_")[0]
-    if relative.parent == Path("."):
-        return number
-    part = relative.parts[0]
-    return f"{part.split('_')[0] if part.startswith('module') else part}/{number}"
+def _lab(path: Path, root: Path) -> Lab:
+    *parts, _ = path.relative_to(root).parts
+    code = parts.pop(0) if parts and parts[0] in LANGUAGES else ENGLISH
+    number = path.stem.split("_")[0]
+    if not parts:
+        return Lab(number, path, root, code)
+    part = parts[0].split("_")[0] if parts[0].startswith("module") else parts[0]
+    return Lab(f"{part}/{number}", path, root, code)
 
 
-def _names(lab: Lab) -> set[str]:
+def _paths(lab: Lab) -> set[str]:
     relative = lab.relative.with_suffix("").as_posix()
-    return {lab.id, lab.key, relative, lab.path.stem, lab.path.with_suffix("").as_posix(), f"notebooks/{relative}"}
+    return {relative, f"notebooks/{relative}", lab.path.with_suffix("").as_posix().strip("/")}
 
 
 def _place(lab: Lab) -> tuple[int, str, str]:

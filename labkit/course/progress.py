@@ -1,6 +1,7 @@
 """What the learner has done so far: one small JSON file under LABKIT_HOME that never leaves the machine.
 
-`{"schema": 1, "exercises": {name: {"state", "attempts", "when"}}, "quizzes": {question: {"right", "tries", "when"}}}`
+`{"schema": 1, "exercises": {name: {"state", "attempts", "when"}}, "quizzes": {question: {"right", "tries", "when"}},
+"settings": {"language": {"value", "when"}}}`
 LABKIT_PROGRESS names another file; headless runs use it so that they do not touch the learner's own.
 """
 
@@ -28,18 +29,23 @@ def read() -> dict[str, Any]:
     file = path()
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(data.get("exercises"), dict) and isinstance(data.get("quizzes"), dict):
-            return data
+        found = _empty() | data
+        if all(isinstance(found[kind], dict) for kind in ("exercises", "quizzes", "settings")):
+            return found
     except FileNotFoundError:
-        return {"schema": SCHEMA, "exercises": {}, "quizzes": {}}
-    except (ValueError, AttributeError):
+        return _empty()
+    except (ValueError, TypeError):
         pass
     file.replace(file.with_name(file.name + ".broken"))
-    return {"schema": SCHEMA, "exercises": {}, "quizzes": {}}
+    return _empty()
+
+
+def _empty() -> dict[str, Any]:
+    return {"schema": SCHEMA, "exercises": {}, "quizzes": {}, "settings": {}}
 
 
 def note(kind: str, name: str, **facts: Any) -> None:
-    """Merge `facts` into one entry of "exercises" or "quizzes", atomically, also with two notebooks open."""
+    """Merge `facts` into one entry of "exercises", "quizzes" or "settings", atomically, also with two notebooks open."""
     with locked(path().with_name(path().name + ".lock")):
         data = read()
         entry = data[kind].setdefault(name, {})

@@ -16,9 +16,7 @@ from labkit._files import size
 
 ASSETS = Path(__file__).resolve().parents[1] / "data" / "report"
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
-STATIC_TWIN = (
-    "<p class='note'>An interactive panel: open the notebook to use it. Its figure and table stand just before.</p>"
-)
+STATIC_TWIN = "<p class='note'>An interactive panel: open the notebook to use it. What it shows stands just before.</p>"
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><link rel="stylesheet" href="assets/labkit.css">
@@ -29,7 +27,9 @@ PAGE = """<!DOCTYPE html>
 </main>
 {scripts}</body></html>
 """
-SCRIPTS = "<script src='assets/plotly.min.js'></script>\n<script src='assets/figures.js'></script>\n"
+PAGE_SCRIPT = "<script src='assets/figures.js'></script>\n"
+SCRIPTS = f"<script src='assets/plotly.min.js'></script>\n{PAGE_SCRIPT}"
+LONG_NOTE = 400  # letters of a note that are shown at once: an engine's log may be pages long
 
 
 def write_lab(folder: Path, record: Mapping[str, Any], pages: Mapping[str, str] | None = None) -> Path:
@@ -41,10 +41,8 @@ def write_lab(folder: Path, record: Mapping[str, Any], pages: Mapping[str, str] 
     body = _relink(body, record["notebook"], pages or {})
     nav = f"<a href='index.html'>All labs of this run</a> | <a href='{record['executed']}'>this executed notebook</a>"
     page = folder / record["html"]
-    scripts = SCRIPTS if "labkit-plotly" in body else ""
-    page.write_text(
-        PAGE.format(title=html.escape(record["title"]), nav=nav, body=body, scripts=scripts), encoding="utf-8"
-    )
+    scripts = SCRIPTS if "labkit-plotly" in body else PAGE_SCRIPT
+    page.write_text(PAGE.format(title=html.escape(record["title"]), nav=nav, body=body, scripts=scripts), encoding="utf-8")
     return page
 
 
@@ -54,12 +52,18 @@ def notebook_html(executed: Path) -> str:
     from nbconvert import HTMLExporter
 
     notebook = nbformat.read(executed, as_version=4)
+    # papermill marks a failure with two cells of its own, one with an empty link; the page begins with a better one
+    notebook.cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
+        shown = [output for output in cell.get("outputs", []) if not _repeats_a_figure(output)]
+        for output in shown:
             if "data" in output:
                 _plain_output(output)
+        if cell.cell_type == "code":
+            cell.outputs = shown
     exporter = HTMLExporter(template_name="basic", embed_images=True)
-    return exporter.from_notebook_node(notebook)[0]
+    language = notebook.metadata.get("labkit", {}).get("language", "en").replace("_", "-")
+    return f"<div lang='{language}'>{exporter.from_notebook_node(notebook)[0]}</div>"
 
 
 def write_assets(folder: Path) -> None:
@@ -81,25 +85,41 @@ def write_index(folder: Path, results: Mapping[str, Any]) -> Path:
     """Write `index.html`: the headline table, the labs with status, time and memory, and the machine."""
     write_assets(folder)
     passed = sum(lab["status"] == "passed" for lab in results["labs"])
-    body = [
-        f"<h1>labkit report</h1><p>{passed} of {len(results['labs'])} labs passed, profile {results['profile']}.</p>"
-    ]
+    body = [f"<h1>labkit report</h1><p>{passed} of {len(results['labs'])} labs passed, profile {results['profile']}.</p>"]
     if results["headline"]:
-        body.append(table(results["headline"], "The house model through every engine, measured on this machine"))
+        body.append(_headline(results["headline"]))
     body.append(_lab_table(results["labs"], results["memory_method"]))
     body.append(_machine(results))
     page = folder / "index.html"
-    page.write_text(PAGE.format(title="labkit report", nav="", body="\n".join(body), scripts=""), encoding="utf-8")
+    page.write_text(PAGE.format(title="labkit report", nav="", body="\n".join(body), scripts=PAGE_SCRIPT), encoding="utf-8")
     return page
+
+
+def _headline(rows: Sequence[Mapping[str, str]]) -> str:
+    """The headline table; what its rows note stands numbered below, as a column of sentences would be an inch wide."""
+    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+    shown = []
+    for row in rows:
+        mark = f" [{notes.index(row['note']) + 1}]" if row["note"] else ""
+        shown.append({k: v for k, v in row.items() if k != "note"} | {"precision": row["precision"] + mark})
+    below = "".join(f"<li>{_note(note)}</li>" for note in notes)
+    caption = "The house model through every engine, measured on this machine"
+    return table(shown, caption) + (f"<ol class='notes' aria-label='Notes'>{below}</ol>" if notes else "")
+
+
+def _note(text: str) -> str:
+    """A note; of a long one the beginning, and all of it on demand."""
+    if len(text) <= LONG_NOTE:
+        return html.escape(text)
+    start = html.escape(text[:LONG_NOTE].rsplit(" ", 1)[0])
+    return f"{start} …<details><summary>The whole note</summary><p>{html.escape(text)}</p></details>"
 
 
 def table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
     """Rows with the same keys as an HTML table with a caption."""
     head = "".join(f"<th scope='col'>{html.escape(key)}</th>" for key in rows[0])
     body = "".join(f"<tr>{''.join(_cell(value) for value in row.values())}</tr>" for row in rows)
-    return (
-        f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    return f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(value: Any) -> str:
@@ -109,8 +129,7 @@ def _cell(value: Any) -> str:
 
 def _lab_table(labs: Sequence[Mapping[str, Any]], method: str) -> str:
     head = "".join(
-        f"<th scope='col'>{name}</th>"
-        for name in ("lab", "status", "time", "peak memory", "disk", "exercises", "failure")
+        f"<th scope='col'>{name}</th>" for name in ("lab", "status", "time", "peak memory", "disk", "exercises", "failure")
     )
     rows = []
     for lab in labs:
@@ -131,19 +150,13 @@ def _lab_table(labs: Sequence[Mapping[str, Any]], method: str) -> str:
 
 def _failure_link(lab: Mapping[str, Any], failure: Mapping[str, Any]) -> str:
     text = html.escape(failure["signature"])
-    return (
-        f"<a href='{lab['html']}#cell-id={failure['cell']}'>cell {failure['index']}</a>: {text}"
-        if failure["cell"]
-        else text
-    )
+    return f"<a href='{lab['html']}#cell-id={failure['cell']}'>cell {failure['index']}</a>: {text}" if failure["cell"] else text
 
 
 def _failures(record: Mapping[str, Any]) -> str:
     if not record["failed"]:
         return ""
-    items = "".join(
-        f"<li>{_failure_link(record, one)}<br>{html.escape(one['message'])}</li>" for one in record["failed"]
-    )
+    items = "".join(f"<li>{_failure_link(record, one)}<br>{html.escape(one['message'])}</li>" for one in record["failed"])
     return f"<section role='alert'><p class='status-bad'>This lab {record['status']}.</p><ul>{items}</ul></section>\n"
 
 
@@ -160,6 +173,11 @@ def _machine(results: Mapping[str, Any]) -> str:
     cells = "".join(f"<tr><th scope='row'>{k}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
     more = "<p>Every figure of this page is in <a href='results.json'>results.json</a>.</p>"
     return f"<h2>Machine</h2><table>{cells}</table>{more}"
+
+
+def _repeats_a_figure(output: Any) -> bool:
+    """Whether this is the folded table `labkit.show` puts below a figure in notebooks: pages have the table already."""
+    return "class='labkit-words'" in output.get("data", {}).get("text/html", "")
 
 
 def _plain_output(output: Any) -> None:

@@ -1,10 +1,10 @@
 """Run labs headless, each in a fresh kernel, and write a report.
 
-`results.json`, schema 1: `labkit, profile, solutions, parameters, started, finished, host, memory_method`, `headline`
-(rows of the headline table) and `labs`, one record each: `lab, title, notebook, status` (passed, failed, timed out,
-died), `seconds, peak_bytes, disk_bytes, network` (addresses outside this machine), `cells`, `failed` (a list of
-`cell, index, signature, message`), `exercises` (name -> state), `executed, html` (file names), `fingerprint, when`.
-`kept` holds the records of labs run earlier into the same folder and not asked for now.
+`results.json` is described, field by field, by `labkit/data/results.schema.json`. It is written after every lab, so a
+run that is killed loses nothing finished: labs that passed are not run again until something about them changes.
+
+Labs may run side by side (`workers`) as long as the memory they are known to need fits into what is free. A lab that
+times anything always runs alone, because two labs on the same cores cannot tell their own speed from the other's load.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,14 @@ from typing import Any
 from labkit._files import size, write_json
 from labkit.course import labs as course
 from labkit.course import parameters as given_to
+from labkit.course.beside import side_by_side
 from labkit.course.labs import Lab
+from labkit.i18n import language
+from labkit.types import LabkitError
 
-SCHEMA = 1
+SCHEMA = 2  # 2: `alone` in each lab's record; 1: the first
 LIMITS = {"ci": 600, "class": 3600, "full": 6 * 3600}  # seconds a lab may take, by profile
+CORES = 4  # cores for each lab when labs run side by side
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -61,51 +65,93 @@ def run(
     force: bool = False,
     timeout: float | None = None,
     headline: bool = True,
+    workers: int | None = None,
 ) -> Outcome:
     """Run the named labs (all when none is named) and write `index.html` and `results.json` into `out`.
 
     A lab that passed before with the same notebook, parameters and package is not run again unless `force`.
     `solutions` runs the hand-written notebooks, in which every exercise must pass. `timeout`: seconds a lab.
+    `workers`: labs at once at most; left out, one for every four cores.
     """
+    from labkit import host
     from labkit.course import report
 
+    _refuse_nothing(workers, timeout)
     root = course.folder(solutions)
-    chosen = [course.find(name, root) for name in names] or course.labs(root)
+    chosen = list({lab.id: lab for lab in (course.find(name, root) for name in names)}.values()) or course.labs(root)
     wanted = given_to.for_labs(chosen, profile, parameters or {})
     folder = Path(out or Path("reports") / (profile + ("-solutions" if solutions else ""))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     pages = {lab.relative.as_posix(): f"{lab.key}.html" for lab in chosen}
     results = _header(profile, solutions, dict(parameters or {}))
-    earlier = _earlier(folder)
-    for lab in chosen:
-        mark = fingerprint(lab, wanted[lab.id])
-        record = earlier.pop(lab.id, None)
-        if force or record is None or not _still_good(record, mark, folder):
-            _say(f"{lab.id:<14} {lab.title} ...")
-            record = run_lab(lab, wanted[lab.id], folder, timeout or LIMITS[profile], solutions) | {"fingerprint": mark}
+    keep = _Keeper(folder, results, [lab.id for lab in chosen], _earlier(folder))
+    marks = {lab.id: fingerprint(lab, wanted[lab.id]) for lab in chosen}
+    due = [lab for lab in chosen if force or not keep.again(lab.id, marks[lab.id])]
+
+    def one_lab(lab: Lab, stop: threading.Event) -> dict[str, Any]:
+        _say(f"{lab.id:<14} {lab.title} ...")
+        return run_lab(lab, wanted[lab.id], folder, timeout or LIMITS[profile], solutions, stop)
+
+    with contextlib.closing(side_by_side(due, one_lab, workers or max(1, host.cpus() // CORES))) as finished:
+        for lab, record, alone in finished:
+            record |= {"fingerprint": marks[lab.id], "alone": alone}
             report.write_lab(folder, record, pages)
             _say(f"{lab.id:<14} {record['status']}: {record['seconds']:.0f} s, peak {size(record['peak_bytes'])}")
-        else:
-            _say(f"{lab.id:<14} unchanged since {record['when']}, not run again")
-        results["labs"].append(record)
-        results["kept"] = list(earlier.values())
-        write_json(folder / "results.json", results)  # after each lab: an interrupted run loses nothing finished
+            keep.record(record)
     if headline:
         results["headline"] = _headline(profile)
-    results["finished"] = _now()
+    results["finished"] = now()
     write_json(folder / "results.json", results)
     report.write_index(folder, results)
     return Outcome(results, folder)
 
 
+def _refuse_nothing(workers: int | None, timeout: float | None) -> None:
+    if workers is not None and workers < 1:
+        raise LabkitError(f"--workers {workers} runs nothing; expected 1 or more.")
+    if timeout is not None and timeout <= 0:
+        raise LabkitError(f"--timeout {timeout:g} leaves no time; expected seconds above 0.")
+
+
+@dataclass
+class _Keeper:
+    """Writes results.json after every lab, so that an interrupted run loses nothing finished."""
+
+    folder: Path
+    results: dict[str, Any]
+    order: Sequence[str]  # ids of the labs asked for
+    earlier: dict[str, Any]  # id -> its record of an earlier run, until there is a new one
+
+    def again(self, lab: str, mark: str) -> bool:
+        """Whether the earlier record of a lab is as good as a new one; then it is kept."""
+        record = self.earlier.get(lab)
+        if record is None or not _still_good(record, mark, self.folder):
+            return False
+        _say(f"{lab:<14} unchanged since {record['when']}, not run again")
+        self.record(record)
+        return True
+
+    def record(self, record: dict[str, Any]) -> None:
+        self.earlier.pop(record["lab"], None)
+        labs = [*self.results["labs"], record]
+        self.results["labs"] = sorted(labs, key=lambda one: self.order.index(one["lab"]))
+        self.results["kept"] = list(self.earlier.values())
+        write_json(self.folder / "results.json", self.results)
+
+
 def run_lab(
-    lab: Lab, parameters: Mapping[str, Any], folder: Path, timeout: float, solutions: bool = False
+    lab: Lab,
+    parameters: Mapping[str, Any],
+    folder: Path,
+    timeout: float,
+    solutions: bool = False,
+    stop: threading.Event | None = None,
 ) -> dict[str, Any]:
-    """Run one lab in a kernel of its own; never raises for what the lab does."""
+    """Run one lab in a kernel of its own, until `stop` is set; never raises for what the lab does."""
     from psutil import Popen
 
     from labkit import host
-    from labkit.course.watch import end, watch
+    from labkit.course.watch import end, tree_size, watch
 
     work = folder / "work" / lab.key
     shutil.rmtree(work, ignore_errors=True)
@@ -115,7 +161,7 @@ def run_lab(
     job = {"notebook": str(lab.path), "executed": str(executed), "parameters": dict(parameters)}
     job |= {"folder": str(work / "here"), "outcome": str(work / "outcome.json")}
     write_json(work / "job.json", job)
-    used, start = _tree_size(host.home()), time.monotonic()
+    used, start = tree_size(host.home()), time.monotonic()
     command = [sys.executable, "-m", "labkit.course.worker", str(work / "job.json")]
     with open(work / "log.txt", "wb") as log:
         process = Popen(
@@ -128,13 +174,13 @@ def run_lab(
             start_new_session=True,
         )
         try:
-            seen, late = watch(process, start + timeout)
+            seen, late = watch(process, start + timeout, stop=stop)
         finally:
             end(process)
     seconds = time.monotonic() - start
-    disk = max(0, _tree_size(host.home()) - used) + _tree_size(work / "here")
+    disk = max(0, tree_size(host.home()) - used) + tree_size(work / "here")
     record = {
-        "lab": lab.id, "title": lab.title, "notebook": lab.relative.as_posix(), "seconds": seconds, "when": _now(),
+        "lab": lab.id, "title": lab.title, "notebook": lab.relative.as_posix(), "seconds": seconds, "when": now(),
         "peak_bytes": seen.peak_bytes, "disk_bytes": disk, "network": sorted(seen.hosts),
         "executed": executed.name, "html": f"{lab.key}.html",
     }  # fmt: skip
@@ -169,12 +215,13 @@ def environment(lab: Lab, work: Path) -> dict[str, str]:
 
 
 def fingerprint(lab: Lab, parameters: Mapping[str, Any]) -> str:
-    """Changes when the notebook, its parameters, the package or the Python version change."""
+    """Changes when the notebook, its parameters, the package, the Python version or the language change."""
     parts = [
         lab.path.read_bytes(),
         json.dumps(parameters, sort_keys=True).encode(),
         _package().encode(),
         sys.version.encode(),
+        language().encode(),
     ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -207,9 +254,7 @@ def _verdict(executed: Path, work: Path, peak: int, late: float | None, solution
         failed.append({"cell": at.get("id"), "index": at.get("index"), "signature": status, "message": message})
     if solutions and (wrong := [f"{name} {state}" for name, state in states.items() if state != "passed"]):
         status = "failed"
-        failed.append(
-            {"cell": None, "index": None, "signature": "exercises", "message": f"Not passed: {', '.join(wrong)}."}
-        )
+        failed.append({"cell": None, "index": None, "signature": "exercises", "message": f"Not passed: {', '.join(wrong)}."})
     cells = sum(cell["cell_type"] == "code" for cell in notebook["cells"])
     return {"status": status, "failed": failed, "exercises": states, "cells": cells}
 
@@ -245,7 +290,7 @@ def _header(profile: str, solutions: bool, parameters: dict[str, Any]) -> dict[s
     }
     machine = host.circumstances() | {"cpus": host.cpus(), "memory_limit_bytes": host.memory_limit()}
     return about | {
-        "started": _now(),
+        "started": now(),
         "finished": None,
         "host": machine,
         "memory_method": METHOD,
@@ -274,17 +319,7 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _tree_size(folder: Path) -> int:
-    """Bytes of all files below; those that vanish meanwhile (another process may be building) count nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            found = path.lstat()
-            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
-    return total
-
-
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

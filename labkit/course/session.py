@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labkit import i18n
+from labkit.i18n import tr
 from labkit.types import LabkitError
 
 PROFILES = ("ci", "class", "full")
@@ -35,64 +37,78 @@ class Session:
 
     def __repr__(self) -> str:
         lines = [f"{key}: {value}" for key, value in self.facts.items()]
-        return "\n".join(lines + [f"WARNING: {text}" for text in self.warnings])
+        return "\n".join(lines + [tr("WARNING: {text}", text=text) for text in self.warnings])
 
     def _repr_html_(self) -> str:
+        left = "style='text-align:left'"  # notebooks put the text of tables on the right
         rows = "".join(
-            f"<tr><th scope='row'>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in self.facts.items()
+            f"<tr><th scope='row'>{html.escape(k)}</th><td {left}>{html.escape(v)}</td></tr>" for k, v in self.facts.items()
         )
-        said = "".join(f"<p role='alert'><strong>Warning:</strong> {html.escape(text)}</p>" for text in self.warnings)
-        return f"<table class='labkit-start'><caption>Lab {self.id} on this machine</caption>{rows}</table>{said}"
+        alarm = f"<strong>{tr('Warning:')}</strong>"
+        said = "".join(f"<p role='alert'>{alarm} {html.escape(text)}</p>" for text in self.warnings)
+        title = html.escape(tr("Lab {lab} on this machine", lab=self.id))
+        table = f"<table class='labkit-start'><caption>{title}</caption>{rows}</table>"
+        return f"<div lang='{i18n.html_language()}'>{table}{said}</div>"
 
 
 def start(lab_id: str, profile: str | None = None) -> Session:
-    """Show versions, memory, threads and whether notebook and package agree; returns the `Session`.
+    """Show versions, memory, threads, whether notebook and package agree, and a choice of language; returns the `Session`.
 
-    `profile` is "ci", "class" or "full"; left out, it is the notebook's variable of that name, else "ci".
+    `profile` is "ci", "class" or "full"; left out, it is the notebook's variable of that name, else "ci". There is no
+    choice of language where LABKIT_LANG has settled it or nobody is there to choose (`labkit run`).
     """
     from IPython.display import display
 
-    from labkit import __version__, host
+    from labkit import panels
 
+    about = _notebook_metadata()
+    i18n.follow(about.get("language", i18n.ENGLISH))
     profile = profile or _notebook_profile() or "ci"
     if profile not in PROFILES:
-        raise LabkitError(f"Unknown profile {profile!r}; expected one of {', '.join(PROFILES)}.")
-    key = lab_id.replace("/", "_")
-    folder = host.home() / "labs" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    said = (*_warnings(lab_id, __version__), *_little_memory())
-    session = Session(lab_id, profile, host.cpus(), folder, _facts(__version__, profile), said)
-    display(session)
+        known = ", ".join(PROFILES)
+        raise LabkitError(tr("Unknown profile {profile!r}; expected one of {known}.", profile=profile, known=known))
+    session = _session(lab_id, profile, about)
+    shown = display(session, display_id=True)
+    if not os.environ.get("LABKIT_LANG") and not os.environ.get("LABKIT_NOTEBOOK"):
+        display(panels.language(lambda: shown.update(_session(lab_id, profile, about))))
     return session
+
+
+def _session(lab_id: str, profile: str, about: Mapping[str, Any]) -> Session:
+    from labkit import __version__, host
+
+    folder = host.home() / "labs" / lab_id.replace("/", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    said = (*_warnings(lab_id, __version__, about), *_little_memory())
+    return Session(lab_id, profile, host.cpus(), folder, _facts(__version__, profile), said)
 
 
 def notebook_path() -> Path | None:
     """The notebook this kernel belongs to, as far as the program that started it tells."""
-    if (
-        name := os.environ.get("LABKIT_NOTEBOOK")
-        or os.environ.get("JPY_SESSION_NAME")
-        or _variable("__vsc_ipynb_file__")
-    ):
+    if name := os.environ.get("LABKIT_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or _variable("__vsc_ipynb_file__"):
         path = Path(str(name))
         return path if path.suffix == ".ipynb" and path.is_file() else None
     return None
 
 
-def _warnings(lab_id: str, version: str) -> tuple[str, ...]:
+def _notebook_metadata() -> Mapping[str, Any]:
+    """What the generator wrote into the notebook: lab, version and, for an edition in another language, language."""
     path = notebook_path()
-    if path is None:
-        return ()
     try:
-        made_for = json.loads(path.read_text(encoding="utf-8"))["metadata"]["labkit"]
+        return json.loads(path.read_text(encoding="utf-8"))["metadata"]["labkit"] if path else {}
     except (OSError, ValueError, KeyError):
-        return ()
+        return {}
+
+
+def _warnings(lab_id: str, version: str, about: Mapping[str, Any]) -> tuple[str, ...]:
     said = []
-    if made_for.get("lab", lab_id) != lab_id:
-        said.append(f"This notebook is lab {made_for.get('lab')}, but it starts as {lab_id}.")
-    if made_for.get("version", version) != version:
-        said.append(
-            f"This notebook was made for labkit {made_for.get('version')}; {version} is installed. Update one of them."
-        )
+    if about.get("lab", lab_id) != lab_id:
+        said.append(tr("This notebook is lab {lab}, but it starts as {started}.", lab=about.get("lab"), started=lab_id))
+    if (made_for := about.get("version", version)) != version:
+        said.append(tr(
+            "This notebook was made for labkit {made_for}; {version} is installed. Update one of them.",
+            made_for=made_for, version=version,
+        ))  # fmt: skip
     return tuple(said)
 
 
@@ -102,13 +118,16 @@ def _facts(version: str, profile: str) -> dict[str, str]:
     found = engines.available()
     there = [f"{engines.engine(name).TITLE} {number}" for name, number in found.items() if number]
     absent = [engines.engine(name).TITLE for name, number in found.items() if not number]
+    free, limit = _files.size(host.available_memory()), _files.size(host.memory_limit())
+    system = f"{platform.system()} {platform.machine()} ({sys.executable})"
     return {
-        "labkit": f"{version}, profile {profile}",
-        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()} ({sys.executable})",
-        "engines": ", ".join(there) + (f"; not installed: {', '.join(absent)}" if absent else ""),
-        "memory": f"{_files.size(host.available_memory())} free of {_files.size(host.memory_limit())} allowed",
-        "threads": f"{host.cpus()} of {os.cpu_count()} cores usable",
-        "files": str(host.home()),
+        "labkit": tr("{version}, profile {profile}", version=version, profile=profile),
+        "Python": tr("{version} on {system}", version=platform.python_version(), system=system),
+        tr("engines"): ", ".join(there) + (tr("; not installed: {names}", names=", ".join(absent)) if absent else ""),
+        tr("memory"): tr("{free} free of {limit} allowed", free=free, limit=limit),
+        tr("threads"): tr("{cores} of {all} cores usable", cores=host.cpus(), all=os.cpu_count()),
+        tr("files"): str(host.home()),
+        tr("language"): i18n.LANGUAGES[i18n.language()],
     }
 
 
@@ -118,10 +137,10 @@ def _little_memory() -> tuple[str, ...]:
     left = host.available_memory()
     if left >= NEEDED_MEMORY:
         return ()
-    return (
-        f"Only {_files.size(left)} of memory are free; the labs need up to {_files.size(NEEDED_MEMORY)}. "
-        "Shut down other kernels.",
-    )
+    return (tr(
+        "Only {left} of memory are free; the labs need up to {needed}. Shut down other kernels.",
+        left=_files.size(left), needed=_files.size(NEEDED_MEMORY),
+    ),)  # fmt: skip
 
 
 def _notebook_profile() -> str | None:

@@ -31,7 +31,7 @@ def headline(profile: str = "ci", say: Callable[[str], None] = lambda text: None
     artifacts, refused = builds(say)
     problems = fill(artifacts, profile, say)
     return [
-        row(artifact, _known(artifact, profile), problems.get(artifact.name, "")) for artifact in artifacts
+        row(artifact, known(artifact, profile), problems.get(artifact.name, "")) for artifact in artifacts
     ] + refused
 
 
@@ -56,7 +56,7 @@ def fill(artifacts: Sequence[Artifact], profile: str, say: Callable[[str], None]
     Speeds are taken side by side, so all of them are taken when one is missing.
     """
     effort, problems = measure.PROFILES[profile], {}
-    have = {artifact.name: _known(artifact, profile) for artifact in artifacts}
+    have = {artifact.name: known(artifact, profile) for artifact in artifacts}
     for artifact in artifacts:
         if QUALITY - have[artifact.name].keys():
             say(f"measuring {artifact.name}")
@@ -131,8 +131,8 @@ def _row(engine: str, precision: str, note: str = "", **cells: str) -> dict[str,
     return {"engine": engine, "precision": precision} | empty | cells | {"note": note}
 
 
-def _known(artifact: Artifact, profile: str) -> dict[str, Measurement]:
-    """Metric -> newest measurement of this very artifact, taken with this profile's effort (speed: on this machine)."""
+def known(artifact: Artifact, profile: str) -> dict[str, Measurement]:
+    """Metric -> newest measurement in the ledger of this very artifact, taken with this profile's effort (speed: on this machine)."""
     effort, here = measure.PROFILES[profile], host.circumstances()
     wanted = {
         "perplexity": {"limit": effort.windows}, "divergence": {"limit": effort.windows},

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
+import os
+import stat
+import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
@@ -21,22 +26,51 @@ class Seen:
     hosts: set[str] = field(default_factory=set)  # addresses outside this machine
 
 
-def watch(process: psutil.Popen, deadline: float) -> tuple[Seen, bool]:
-    """Look at the children of `process` until it ends; (what was seen, whether `deadline` passed and it was ended)."""
+def watch(
+    process: psutil.Popen,
+    deadline: float,
+    *,
+    itself: bool = False,
+    memory_bytes: float = math.inf,
+    processes: float = math.inf,
+    folder: Path | None = None,
+    folder_bytes: float = math.inf,
+    stop: threading.Event | None = None,
+) -> tuple[Seen, str | None]:
+    """Look at the children of `process` (and `itself`) until it ends; what was seen, and why it was ended, else None.
+
+    It is ended past the `deadline` (time.monotonic): "time"; when the tree holds more than `memory_bytes`: "memory"; when
+    it has more than so many `processes`: "processes"; when `folder` holds more than `folder_bytes`: "disk"; when `stop` is set: "stopped".
+    """
     seen = Seen()
     looks = 0
     while process.poll() is None:
-        children = _children(process)
-        seen.peak_bytes = max(seen.peak_bytes, sum(map(_memory, children)))
+        tree = _children(process) + ([process] if itself else [])
+        now = sum(map(_memory, tree))
+        seen.peak_bytes = max(seen.peak_bytes, now)
         if looks % 5 == 0:
-            seen.hosts.update(*map(_remote, children))
+            seen.hosts.update(*map(_remote, tree))
+        over = {"time": time.monotonic() > deadline, "memory": now > memory_bytes, "processes": len(tree) > processes}
+        over["disk"] = folder is not None and looks % 5 == 0 and tree_size(folder) > folder_bytes
+        over["stopped"] = stop is not None and stop.is_set()
         looks += 1
-        if time.monotonic() > deadline:
+        if reasons := [reason for reason, yes in over.items() if yes]:
             end(process)
-            return seen, True
+            return seen, reasons[0]
         with contextlib.suppress(psutil.TimeoutExpired):
             process.wait(PERIOD)
-    return seen, False
+    return seen, None
+
+
+def tree_size(folder: Path) -> int:
+    """Bytes of all files below; those that vanish meanwhile (another process may be building) count nothing."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                found = os.lstat(os.path.join(place, name))
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
 
 
 def end(process: psutil.Process) -> None:
@@ -57,10 +91,11 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 def _memory(process: psutil.Process) -> int:
     """Proportional set size where the system tells it (shared pages counted once), else resident set size."""
-    try:
-        return process.memory_full_info().pss if psutil.LINUX else process.memory_info().rss
-    except (psutil.Error, AttributeError):
-        return 0
+    for ask in ("memory_full_info", "memory_info"):
+        with contextlib.suppress(psutil.Error, AttributeError):
+            found = getattr(process, ask)()
+            return found.pss if ask == "memory_full_info" and psutil.LINUX else found.rss
+    return 0
 
 
 def _remote(process: psutil.Process) -> set[str]:

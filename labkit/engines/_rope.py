@@ -46,7 +46,9 @@ def turns(config: Mapping[str, Any], layer: int) -> Turns:
     """The frequencies of one layer. Raises LabkitError for a kind of scaling not known here."""
     rope = settings(config, layer)
     dim = int(heads(config)[2] * rope["partial_rotary_factor"])
-    plain = 1.0 / np.float32(rope["rope_theta"]) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    powers = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    slowness = (float(rope["rope_theta"]) ** powers.astype(np.float64)).astype(np.float32)  # numpy's float32 power strays
+    plain = np.float32(1) / slowness
     kind, original = rope["rope_type"], rope["original_max_position_embeddings"]
     if kind == "default":
         return Turns(plain, None, original, 1.0)
@@ -57,7 +59,7 @@ def turns(config: Mapping[str, Any], layer: int) -> Turns:
     if kind in ("longrope", "su"):
         stretch = rope.get("factor") or config["max_position_embeddings"] / original
         boost = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
-        near, far = (plain / np.asarray(rope[f"{reach}_factor"], np.float32) for reach in ("short", "long"))
+        near, far = (1 / (np.asarray(rope[f"{reach}_factor"], np.float32) * slowness) for reach in ("short", "long"))
         return Turns(near, far, original, rope.get("attention_factor") or boost)
     raise LabkitError(f"Rotary scaling {kind!r} is unknown here; expected default, linear, llama3 or longrope.")
 

@@ -1,8 +1,9 @@
-"""ONNX Runtime: a GenAI folder (graph, weights, configuration, tokenizer) made by onnxruntime-genai's model builder.
+"""ONNX Runtime: a GenAI folder (graph, weights, configuration, tokenizer) written straight from safetensors.
 
-The steps, in its words: build_genai (checkpoint -> folder), quantize_matmul and quantize_dynamic (float32 graph ->
-smaller graph); weight_bytes and graph_summary look into a graph. Building runs in a child process, because the builder
-imports torch and needs about ten bytes of memory a weight.
+The steps: write_genai (checkpoint -> folder, by labkit itself: no torch, and little memory), quantize_matmul and
+quantize_dynamic (float32 graph -> smaller graph); weight_bytes and graph_summary look into a graph. build_genai calls
+onnxruntime-genai's model builder, which knows more algorithms, imports torch and needs about ten bytes of memory a
+weight; it runs in a child process, and the two are compared in the tests.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from labkit import _shapes
-from labkit.engines import _genai
+from labkit.engines import _genai, _onnx_graph
 from labkit.engines._genai import LOG, MODEL, GenaiRunner, describe, graph_summary, weight_bytes, write_exact
+from labkit.engines._genai_writer import ALGORITHMS as BY_LABKIT
+from labkit.engines._genai_writer import BITS, write_genai
 from labkit.types import Artifact, Built, LabkitError, Recipe
 
 __all__ = [
     "ALGORITHMS", "FAMILIES", "PRECISIONS", "build", "build_genai", "graph_summary", "load", "quantize_dynamic",
-    "quantize_matmul", "store_half", "weight_bytes", "write_exact",
+    "quantize_matmul", "store_half", "weight_bytes", "write_exact", "write_genai",
 ]  # fmt: skip
 
 TITLE, PACKAGE, EXTRA = "ONNX Runtime", "onnxruntime-genai", "onnx"
@@ -35,16 +38,15 @@ PRECISIONS: Mapping[str, tuple[float, float]] = {
     "int4": (4.0, 19.0),
     "int2": (2.0, 18.0),
 }
-BUILD_BYTES_PER_WEIGHT = 10.0
-SCRATCH_BITS_PER_WEIGHT = 32.0  # the float32 folder that some precisions pass through
-BITS = {"int8": 8, "int4": 4, "int2": 2}
 BY_BUILDER = ("default", "rtn", "rtn_last", "k_quant", "k_quant_last", "k_quant_mixed")  # the builder's own names
 ALGORITHMS = (*BY_BUILDER, "hqq")
+WRITERS = ("labkit", "builder")
+WRITER = {"writer": None}  # labkit where it can, else the model builder; "builder" asks for the latter
 BLOCKS = (16, 32, 64, 128, 256)
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "fp32": {},
-    "fp16": {},
-    "int8_dynamic": {"per_channel": True, "reduce_range": False},
+    "fp32": WRITER,
+    "fp16": WRITER,
+    "int8_dynamic": {"per_channel": True, "reduce_range": False, **WRITER},
     **{
         name: {
             "algorithm": "rtn",
@@ -52,6 +54,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
             "symmetric": None,  # no zero points; by default as the algorithm has it
             "accuracy_level": 4,  # 4: activations become int8; 1: float32
             "embedding": None,  # shared with a tied head, float, or int4; by default shared when it can be
+            **WRITER,
         }
         for name in BITS
     },
@@ -60,26 +63,42 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 
 def build(checkpoint: Any, recipe: Recipe, out: Path) -> Built:
     """Write a GenAI folder into `out`. Options are those of OPTIONS for the recipe's precision."""
-    options = _options(recipe)
-    _check(checkpoint)
+    options, precision = _options(recipe), recipe.precision
     notes: list[str] = []
-    if recipe.precision in BITS:
-        options |= _resolve(checkpoint, recipe.precision, options, notes)
-        _build_blocks(checkpoint, out, recipe.precision, options)
-    elif recipe.precision == "int8_dynamic":
+    if checkpoint.family not in FAMILIES:
+        raise LabkitError(
+            f"ONNX Runtime graphs are not written for {checkpoint.architecture} here; expected a model of one of the "
+            f"families {', '.join(FAMILIES)}."
+        )
+    if precision in BITS:
+        options |= _resolve(checkpoint, precision, options, notes)
+    options["writer"] = writer = _writer(checkpoint, options, notes)
+    if precision in BITS:
+        _build_blocks(checkpoint, out, precision, options)
+    elif precision == "int8_dynamic":
         with _scratch(out) as base:
-            build_genai(checkpoint, base, "fp32", shared_embeddings=False)
+            _float_folder(checkpoint, base, writer, shared=False)
             _move_rest(base, out)
-            quantize_dynamic(base / MODEL, out / MODEL, **options)
-    elif recipe.precision == "fp16":
+            quantize_dynamic(base / MODEL, out / MODEL, **{k: v for k, v in options.items() if k != "writer"})
+    elif precision == "fp16" and writer == "builder":
         with _scratch(out) as base:
             build_genai(checkpoint, base, "fp32")
             _move_rest(base, out)
             store_half(base / MODEL, out / MODEL)
-        notes.append("Weights are stored as float16; the CPU widens them on opening and computes in float32.")
+    elif precision == "fp16":
+        write_genai(checkpoint, out, "fp16")
     else:
-        build_genai(checkpoint, out, "fp32")
+        _float_folder(checkpoint, out, writer, shared=checkpoint.tied)
+    if precision == "fp16":
+        notes.append("Weights are stored as float16; the CPU widens them on opening and computes in float32.")
     return describe(out, options, notes)
+
+
+def build_needs(recipe: Recipe) -> tuple[float, float]:
+    """Bytes of memory and bits of scratch disk, each a weight, that building a recipe takes."""
+    by_builder = recipe.options.get("writer") == "builder" or _builder_alone(_options(recipe))
+    passes = recipe.precision == "int8_dynamic" or recipe.options.get("algorithm") == "hqq"  # through a float32 folder
+    return 10.0 if by_builder or passes else 0.0, 32.0 if by_builder or passes else 0.0
 
 
 def build_genai(checkpoint: Any, out: str | Path, precision: str, **extra: Any) -> Path:
@@ -87,6 +106,7 @@ def build_genai(checkpoint: Any, out: str | Path, precision: str, **extra: Any) 
 
     `precision` is the builder's: fp32, fp16 or int4. What it prints is appended to out/build.log.
     """
+    _require_torch("ONNX Runtime GenAI's model builder")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     cache = out / "cache"
@@ -105,6 +125,8 @@ def quantize_matmul(
 
     `share=True`: the embedding of a model with a tied head reads the quantized head; otherwise it stays float32.
     """
+    if algorithm == "hqq":
+        _require_torch("ONNX Runtime's HQQ")
     dst = Path(dst)
     _genai.run_child(
         "nbits", dst.parent / LOG, source=src, out=dst, bits=bits, block_size=block_size, symmetric=symmetric,
@@ -143,14 +165,14 @@ def _options(recipe: Recipe) -> dict[str, Any]:
     known = OPTIONS[recipe.precision]
     unknown = sorted(set(recipe.options) - set(known))
     if unknown:
-        expected = f"expected one of {', '.join(known)}" if known else "it takes none"
-        raise LabkitError(f"ONNX Runtime {recipe.precision} has no option {unknown[0]!r}; {expected}.")
+        raise LabkitError(f"ONNX Runtime {recipe.precision} has no option {unknown[0]!r}; expected one of {', '.join(known)}.")
     options = {**known, **recipe.options}
     for name, allowed in (
         ("algorithm", ALGORITHMS if recipe.precision == "int4" else ("rtn",)),
         ("block_size", BLOCKS),
         ("accuracy_level", (1, 4)),
         ("symmetric", (None, True, False)),
+        ("writer", (None, *WRITERS)),
         ("embedding", (None, "shared", "float", "int4") if recipe.precision == "int4" else (None, "shared", "float")),
     ):
         if name in options and options[name] not in allowed:
@@ -159,18 +181,33 @@ def _options(recipe: Recipe) -> dict[str, Any]:
     return options
 
 
-def _check(checkpoint: Any) -> None:
-    if checkpoint.family not in FAMILIES:
-        raise LabkitError(
-            f"ONNX Runtime's model builder is not used for {checkpoint.architecture} here; expected a model of one of "
-            f"the families {', '.join(FAMILIES)}."
-        )
+def _writer(checkpoint: Any, options: Mapping[str, Any], notes: list[str]) -> str:
+    """Who writes the graph: labkit, unless the builder is asked for or needed, which goes into `notes`."""
+    reason = _builder_alone(options) or _onnx_graph.unsupported(checkpoint.config)
+    if options["writer"] == "labkit" and reason:
+        raise LabkitError(f"labkit cannot write this graph itself: {reason}; leave writer out.")
+    if not reason and options["writer"] != "builder":
+        return "labkit"
+    _check_rows(checkpoint)
+    if reason:
+        notes.append(f"The graph was made by onnxruntime-genai's model builder: {reason}.")
+    return "builder"
+
+
+def _builder_alone(options: Mapping[str, Any]) -> str | None:
+    """What among the options only the model builder can do."""
+    if options.get("algorithm", "").startswith("k_quant"):
+        return f"{options['algorithm']} is its own algorithm"
+    return "only it makes an int4 embedding" if options.get("embedding") == "int4" else None
+
+
+def _check_rows(checkpoint: Any) -> None:
     for name, tensor in checkpoint.tensors().items():
         # The builder knows the head by its number of rows alone and would attach the logits to this matrix too.
         if name.endswith("_proj.weight") and tensor.shape[0] == checkpoint.vocab_size:
             raise LabkitError(
                 f"{name} has as many rows ({tensor.shape[0]}) as the vocabulary has tokens, so ONNX Runtime's model builder takes "
-                "it for the head; expected a checkpoint whose layers have other sizes: use another engine for this one."
+                "it for the head; expected a checkpoint whose layers have other sizes, or a recipe labkit writes itself."
             )
 
 
@@ -227,24 +264,43 @@ def _even_blocks(config: Mapping[str, Any], block: int, algorithm: str) -> None:
 
 
 def _build_blocks(checkpoint: Any, out: Path, precision: str, options: Mapping[str, Any]) -> None:
+    algorithm, symmetric, writer = (options[k] for k in ("algorithm", "symmetric", "writer"))
     share = options["embedding"] == "shared"
     common = {k: options[k] for k in ("block_size", "accuracy_level")}
-    if options["algorithm"] in BY_BUILDER and precision == "int4":
+    if writer == "labkit" and algorithm in BY_LABKIT:
+        write_genai(checkpoint, out, precision, shared=share, symmetric=symmetric, algorithm=algorithm, **common)
+    elif precision == "int4" and algorithm in BY_BUILDER:
         extra = {f"int4_{k}": v for k, v in common.items()}
         if options["embedding"] == "int4":
             extra["int4_op_types_to_quantize"] = ["MatMul", "Gather"]
         build_genai(
-            checkpoint, out, "int4", int4_algo_config=options["algorithm"], int4_is_symmetric=options["symmetric"],
-            shared_embeddings=share, **extra,
+            checkpoint, out, "int4", int4_algo_config=algorithm, int4_is_symmetric=symmetric, shared_embeddings=share,
+            **extra,
         )  # fmt: skip
-        return
-    with _scratch(out) as base:
-        build_genai(checkpoint, base, "fp32", shared_embeddings=share)
-        _move_rest(base, out)
-        quantize_matmul(
-            base / MODEL, out / MODEL, BITS[precision], symmetric=options["symmetric"], algorithm=options["algorithm"],
-            share=share, **common,
-        )  # fmt: skip
+    else:
+        with _scratch(out) as base:
+            _float_folder(checkpoint, base, writer, shared=share)
+            _move_rest(base, out)
+            choices = {"symmetric": symmetric, "algorithm": algorithm, "share": share, **common}
+            quantize_matmul(base / MODEL, out / MODEL, BITS[precision], **choices)
+
+
+def _float_folder(checkpoint: Any, out: Path, writer: str, *, shared: bool) -> None:
+    """The float32 folder, by either writer."""
+    if writer == "labkit":
+        write_genai(checkpoint, out, "fp32", shared=shared)
+    else:
+        build_genai(checkpoint, out, "fp32", shared_embeddings=shared)
+
+
+def _require_torch(what: str) -> None:
+    from importlib import metadata
+
+    for package in ("torch", "transformers"):
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise LabkitError(f'{what} needs {package}. Try:  pip install "labkit[train]"') from None
 
 
 @contextmanager
@@ -259,8 +315,9 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 def _move_rest(base: Path, out: Path) -> None:
     """Everything of a GenAI folder but graph and weights goes where the smaller graph will be."""
-    with open(out / LOG, "a", encoding="utf-8") as log:
-        log.write((base / LOG).read_text(encoding="utf-8", errors="replace"))
+    if (base / LOG).exists():
+        with open(out / LOG, "a", encoding="utf-8") as log:
+            log.write((base / LOG).read_text(encoding="utf-8", errors="replace"))
     for file in base.iterdir():
         if file.name not in (MODEL, f"{MODEL}.data", LOG):
             file.rename(out / file.name)

@@ -36,7 +36,8 @@ def matrix(draw: random.Random) -> dict[str, float]:
     moves = []
     while len(moves) < MOVES:
         control = draw.choice(panel.children[:4])
-        options = [o for o in control.options if o != control.value]
+        values = [o[1] if isinstance(o, tuple) else o for o in control.options]  # (shown, value) where it is translated
+        options = [value for value in values if value != control.value]
         moves.append(timed(control, draw.choice(options)))
     return percentiles(moves)
 

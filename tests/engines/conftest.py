@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_checkpoint import write_llama
 
 SIZES = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -42,6 +43,18 @@ FAMILIES = {
         "head_dim": 32, "sliding_window": 16, "num_hidden_layers": 6, "query_pre_attn_scalar": 32,
     }),
 }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The suite's tiny Llama with a wider feed-forward: ONNX Runtime's model builder takes a matrix of 512 rows for the head."""
+    return write_llama(tmp_path_factory.mktemp("checkpoints") / "tiny-llama", intermediate_size=768)
+
+
+@pytest.fixture
+def make_llama(make_llama):
+    """`make_llama(...) -> Path` as everywhere, of the same wider shape."""
+    return lambda name="made", **overrides: make_llama(name, **{"intermediate_size": 768, **overrides})
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ IDS = [5, 300, 17, 42, 301, 8, 99, 250, 3, 77]
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """GenAI folder of the tiny Llama in float32; the head's matrix is stored once and turned for the embedding."""
     checkpoint = labkit.checkpoint(tiny_llama)
-    return engine.build_genai(checkpoint, tmp_path_factory.mktemp("genai") / "fp32", "fp32", shared_embeddings=True)
+    return engine.write_genai(checkpoint, tmp_path_factory.mktemp("genai") / "fp32", "fp32", shared=True)
 
 
 @pytest.fixture(scope="module")
@@ -192,19 +193,11 @@ def test_genai_reads_the_tokenizer_too(base, tiny_llama):
     assert tokenizer.encode(text).tolist() == labkit.checkpoint(tiny_llama).encode(text)
 
 
-@pytest.mark.parametrize("name", ["llama-3", "llama-bias", "mistral-window", "phi3-long"])
-def test_variants_of_the_families_agree_with_transformers(name, family, reference, tmp_path):
-    folder = family(name)
-    ids, logits, greedy = reference(folder)
-    with labkit.load(labkit.build(folder, Recipe("onnxruntime", "fp32"), out=tmp_path / name), exact=True) as run:
-        assert np.abs(run.logits(ids) - logits).max() < 1e-3
-        assert list(run.generate(ids[:20], len(greedy))) == greedy
-
-
 @pytest.mark.parametrize(
     ("precision", "options", "says"),
     [
-        ("fp32", {"block_size": 32}, "takes none"),
+        ("fp32", {"block_size": 32}, "one of writer"),
+        ("fp32", {"writer": "me"}, "labkit, builder"),
         ("int4", {"colour": 1}, "algorithm, block_size"),
         ("int4", {"algorithm": "awq"}, "k_quant_mixed"),
         ("int8", {"algorithm": "hqq"}, "rtn"),
@@ -256,9 +249,32 @@ def test_threads_reach_the_session(base):
         assert json.dumps(dict(run.settings))
 
 
-def test_a_matrix_that_looks_like_the_head_is_refused(make_llama, tmp_path):
+def test_a_matrix_that_looks_like_the_head_is_refused_by_the_builder_only(make_llama, tmp_path):
+    folder = make_llama(intermediate_size=512)
     with pytest.raises(LabkitError, match=r"gate_proj.weight has as many rows \(512\)"):
-        labkit.build(make_llama(intermediate_size=512), Recipe("onnxruntime", "fp32"), out=tmp_path / "out")
+        labkit.build(folder, Recipe("onnxruntime", "fp32", writer="builder"), out=tmp_path / "out")
+    with labkit.load(labkit.build(folder, Recipe("onnxruntime", "fp32"), out=tmp_path / "out"), exact=True) as run:
+        assert run.logits(IDS).shape == (len(IDS), 512)
+
+
+@pytest.mark.parametrize("algorithm", ["k_quant", "hqq"])
+def test_without_torch_its_algorithms_say_what_to_install(tiny_llama, tmp_path, monkeypatch, algorithm):
+    def version(name: str) -> str:
+        if name == "torch":
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(LabkitError, match=r"needs torch. Try:  pip install .labkit\[train\]"):
+        labkit.build(tiny_llama, Recipe("onnxruntime", "int4", algorithm=algorithm), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_build_needs_depends_on_who_writes():
+    assert engine.build_needs(Recipe("onnxruntime", "int4")) == (0.0, 0.0)
+    for options in ({"algorithm": "k_quant"}, {"algorithm": "hqq"}, {"embedding": "int4"}, {"writer": "builder"}):
+        memory, disk = engine.build_needs(Recipe("onnxruntime", "int4", **options))
+        assert memory > 0 and disk > 0
 
 
 def test_the_tiny_llama_agrees_with_llamacpp(tiny_llama, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 from labkit import blocks, formats, gguf_blocks
 from labkit.course.compare import NotStarted, NotYet, close, function, same, unfinished
 from labkit.course.exercises import exercise
+from labkit.i18n import noop, tr
 
 
 def _weights(seed: int, shape: tuple[int, int] = (4, 64)) -> np.ndarray:
@@ -20,10 +21,11 @@ def _parts(got: Any, expected: tuple, *, what: str, names: tuple[str, ...]) -> N
     if got is None or got is ...:
         raise NotStarted
     if not isinstance(got, tuple) or len(got) != len(expected):
-        raise NotYet(f"{what}: expected a tuple ({', '.join(names)}), got {type(got).__name__}")
+        kind, wanted = type(got).__name__, ", ".join(map(tr, names))
+        raise NotYet(tr("{what}: expected a tuple ({names}), got {kind}", what=what, names=wanted, kind=kind))
     unfinished(list(got))
     for name, mine, theirs in zip(names, got, expected, strict=True):
-        close(np.squeeze(mine), np.squeeze(theirs), rel=1e-5, abs=1e-9, what=f"{name} of {what}")
+        close(np.squeeze(mine), np.squeeze(theirs), rel=1e-5, abs=1e-9, what=tr("{part} of {whole}", part=tr(name), whole=what))
 
 
 @exercise(
@@ -59,7 +61,7 @@ def _(answer: Any) -> None:
 
 
 def _codes_and_scale(got: Any, expected: tuple, *, what: str) -> None:
-    _parts(got, expected, what=what, names=("codes", "scale"))
+    _parts(got, expected, what=what, names=(noop("codes"), noop("scale")))
 
 
 @exercise(
@@ -81,7 +83,7 @@ def _(answer: Any) -> None:
 
 
 def _codes_scale_zero(got: Any, expected: tuple, *, what: str) -> None:
-    _parts(got, expected, what=what, names=("codes", "scale", "zero point"))
+    _parts(got, expected, what=what, names=(noop("codes"), noop("scale"), noop("zero point")))
 
 
 @exercise(

@@ -10,6 +10,7 @@ import numpy as np
 
 from labkit.course.compare import NotYet, close, function, same, unfinished
 from labkit.course.exercises import exercise
+from labkit.i18n import tr
 
 
 @exercise(
@@ -24,17 +25,17 @@ from labkit.course.exercises import exercise
 def _(answer: Any) -> None:
     unfinished(answer)
     if not isinstance(answer, str):
-        raise NotYet(f"expected one string with the commands, got {type(answer).__name__}")
+        raise NotYet(tr("expected one string with the commands, got {kind}", kind=type(answer).__name__))
     steps = [shlex.split(step) for step in re.split(r"&&|;|\n", answer) if step.strip()]
     if any(step[0] == "make" for step in steps):
-        raise NotYet("expected CMake: plain make stops with an error in current trees")
+        raise NotYet(tr("expected CMake: plain make stops with an error in current trees"))
     if "LLAMA_METAL" in answer:
-        raise NotYet("expected the option's current name, got LLAMA_METAL, which was renamed when ggml became a library")
+        raise NotYet(tr("expected the option's current name, got LLAMA_METAL, renamed when ggml became a library"))
     configure = [s for s in steps if s[0] == "cmake" and "--build" not in s]
     if not configure or not any(re.fullmatch(r"-DGGML_METAL(:BOOL)?=(ON|1|TRUE)", part, re.I) for part in configure[0]):
-        raise NotYet("expected a configuring step, cmake -B build, that switches GGML_METAL on")
+        raise NotYet(tr("expected a configuring step, cmake -B build, that switches GGML_METAL on"))
     if not any(s[0] == "cmake" and "--build" in s for s in steps):
-        raise NotYet("expected a second step that builds: cmake --build build")
+        raise NotYet(tr("expected a second step that builds: cmake --build build"))
 
 
 def _permute(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -146,7 +147,7 @@ def _(answer: Any) -> None:
 def _whole(got: Any, expected: int, *, what: str) -> None:
     close(got, expected, what=what)
     if got != int(got):
-        raise NotYet(f"{what}: expected a whole number of layers, got {got}")
+        raise NotYet(tr("{what}: expected a whole number of layers, got {got}", what=what, got=got))
 
 
 def _top_p(probabilities: np.ndarray, p: float) -> np.ndarray:

@@ -1,0 +1,156 @@
+"""The chapters' headline table, measured: what 8 and 4 bits do to size, memory and speed in every engine, on one model.
+
+Each engine is compared with its own widest precision, its three artifacts timed alternately in the same rounds. Beside the
+figures stands what the chapters state for that engine, and whether the measured interval agrees.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from labkit import engines, measure, stats
+from labkit._files import size
+from labkit._say import columns, emit
+from labkit.build import build
+from labkit.checkpoint import Checkpoint, checkpoint
+from labkit.ledger import ledger
+from labkit.types import Artifact, LabkitError, Measurement, Recipe
+
+# Widest first: what the others are compared with. ONNX Runtime computes in float32 on a CPU, whatever the file holds.
+LADDERS = {
+    "llamacpp": ("f16", "q8_0", "q4_k_m"),
+    "onnxruntime": ("fp32", "int8", "int4"),
+    "olive": ("fp32", "int8", "int4"),
+    "openvino": ("f16", "int8_asym", "int4_sym"),
+    "mlx": ("f16", "q8", "q4"),
+}
+
+
+SMALL = 100e6  # weights: below, a token costs more in calls than in reading, and nothing follows for the models the chapters mean
+
+
+class Stated(NamedTuple):
+    """What the chapters state: a range of speed-ups, or of the share of the size that is saved."""
+
+    claims: tuple[str, ...]
+    what: str  # "speed-up" or "saved"
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.low:g} to {self.high:g} x" if self.what == "speed-up" else f"{self.low:.0%} to {self.high:.0%} less"
+
+
+STATED = {
+    ("llamacpp", "q4_k_m"): (Stated(("C065",), "speed-up", 2, 3),),
+    ("olive", "int4"): (Stated(("C067", "C095"), "speed-up", 2, 6), Stated(("C066",), "saved", 0.60, 0.75)),
+    ("openvino", "int8_asym"): (Stated(("C069",), "speed-up", 2, 5), Stated(("C068",), "saved", 0.50, 0.75)),
+    ("openvino", "int4_sym"): (Stated(("C069",), "speed-up", 2, 5), Stated(("C068",), "saved", 0.50, 0.75)),
+    ("mlx", "q4"): (Stated(("C073",), "speed-up", 2, 4),),
+}
+
+
+class Timed(NamedTuple):
+    """One artifact with what was measured of it; `speedup` is over the first of its engine."""
+
+    artifact: Artifact
+    speed: Measurement
+    memory: Measurement
+    roofline: Measurement
+    speedup: stats.Estimate
+    saved: float
+
+
+def headline(
+    model: str | Checkpoint = "edgehome", names: Sequence[str] | None = None, profile: str = "ci",
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Timed], dict[str, str]]:  # fmt: skip
+    """Measure the ladders of the engines named (all by default) and append everything to the ledger.
+
+    Returns the rows, and engine -> why it has none. Speeds, memory and sizes only: a stand-in has no quality.
+    """
+    found, source, absent = [], checkpoint(model), {}
+    for name in names or LADDERS:
+        if name not in LADDERS:
+            raise LabkitError(f"There is no engine {name!r}; expected some of {', '.join(LADDERS)}.")
+        try:
+            found += _engine(source, name, profile, say)
+        except LabkitError as error:
+            absent[name] = str(error)
+    return found, absent
+
+
+def _engine(source: Checkpoint, name: str, profile: str, say: Callable[[str], None]) -> list[Timed]:
+    artifacts = []
+    for precision in LADDERS[name]:
+        say(f"building {name} {precision}")
+        artifacts.append(build(source, Recipe(name, precision)))
+    effort = measure.PROFILES[profile]
+    say(f"measuring {name}: {', '.join(LADDERS[name])}")
+    speeds = measure.compare(artifacts, rounds=effort.rounds, retries=effort.retries, seconds=effort.seconds)
+    rows = []
+    for artifact, speed in zip(artifacts, speeds, strict=True):
+        stated = STATED.get((name, artifact.recipe.precision), ()) if source.weights >= SMALL else ()
+        speed = replace(speed, claims=tuple(c for one in stated if one.what == "speed-up" for c in one.claims))
+        memory, roof = measure.memory(artifact), measure.roofline(artifact, speed)
+        whole = replace(measure.size(artifact), claims=tuple(c for one in stated if one.what == "saved" for c in one.claims))
+        ledger().append(speed, memory, roof, whole)
+        gain = stats.ratio(speed.values, speeds[0].values)
+        rows.append(Timed(artifact, speed, memory, roof, gain, 1 - artifact.weight_bytes / artifacts[0].weight_bytes))
+    return rows
+
+
+def verdict(stated: Stated, timed: Timed) -> str:
+    """Whether what was measured agrees with what is stated, the interval taken as what is known."""
+    low, high = (timed.speedup.low, timed.speedup.high) if stated.what == "speed-up" else (timed.saved, timed.saved)
+    if high < stated.low:
+        return "less than stated"
+    if low > stated.high:
+        return "more than stated"
+    return "as stated" if stated.low <= low and high <= stated.high else "undecided"
+
+
+def row(timed: Timed) -> dict[str, str]:
+    """One row of the table, every cell as text."""
+    recipe, prefill = timed.artifact.recipe, measure.prefill(timed.speed)
+    decode, gain = measure.summary(timed.speed), timed.speedup
+    stated = STATED.get((recipe.engine, recipe.precision), ())
+    return {
+        "engine": engines.engine(recipe.engine).TITLE,
+        "precision": recipe.precision,
+        "size": size(timed.artifact.weight_bytes),
+        "saved": f"{timed.saved:.0%}",
+        "peak memory": size(measure.summary(timed.memory).value),
+        "prefill tokens/s": f"{prefill.value:.0f}",
+        "decode tokens/s": f"{decode.value:.1f} ({decode.low:.1f} to {decode.high:.1f})",
+        "speed-up": f"{gain.value:.2f} ({gain.low:.2f} to {gain.high:.2f})",
+        "of the roof": f"{timed.roofline.details['reached']:.0%}",
+        "the chapters say": "; ".join(f"{one.text}: {verdict(one, timed)}" for one in stated),
+    }
+
+
+def options(one: argparse.ArgumentParser) -> None:
+    """Add the options of `labkit headline`."""
+    one.add_argument("--model", default="edgehome", help="edgehome, a folder, a hub id, or standin:NAME (default: edgehome)")
+    one.add_argument("--engine", action="append", dest="names", metavar="ENGINE", help="only this engine; may be repeated")
+    one.add_argument("--profile", default="ci", choices=tuple(measure.PROFILES), help="how much effort (default: ci)")
+    one.add_argument("--json", action="store_true")
+
+
+def command(chosen: argparse.Namespace) -> int:
+    """Measure the chapters' headline table on this machine: size, memory and speed of 8 and 4 bits in every engine."""
+    import sys
+
+    say = (lambda text: None) if chosen.json else (lambda text: print(text, file=sys.stderr, flush=True))
+    found, absent = headline(chosen.model, chosen.names, chosen.profile, say)
+    rows: list[dict[str, Any]] = [row(timed) for timed in found]
+    notes = [f"{timed.artifact.name}: {note}" for timed in found for note in measure.warnings(timed.speed)]
+    notes += [f"{name}: {why}" for name, why in absent.items()]
+    if found and found[0].artifact.weights < SMALL:
+        notes.append("This model is far smaller than those the chapters mean; for their claims take standin:smollm2-135m or more.")
+    emit(chosen, {"model": str(chosen.model), "rows": rows, "notes": notes}, "\n".join([columns(rows), *notes]))
+    return 0 if found else 1
