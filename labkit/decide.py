@@ -134,7 +134,9 @@ def halving(
     first. The last round's first is the answer; if its cost is infinite, nothing fits. (Jamieson and Talwalkar, 2016.)
     """
     if not recipes or not 0 < keep < 1 or budget < 1:
-        raise LabkitError(f"{len(recipes)} recipes, keep={keep} and budget={budget} were given; expected some, 0 < keep < 1, 1 or more.")
+        raise LabkitError(
+            f"{len(recipes)} recipes, keep={keep} and budget={budget} were given; expected some, 0 < keep < 1, 1 or more."
+        )
     left, rounds = list(recipes), []
     while True:
         scored = sorted(((one, cost(one, budget)) for one in left), key=lambda pair: pair[1])

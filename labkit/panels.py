@@ -1,4 +1,4 @@
-"""Panels: core ipywidgets around the charts. The only file that knows widgets.
+"""Panels: core ipywidgets around the charts. Only the panel modules know widgets.
 
 A panel redraws a plain figure into an Output; it never holds state that a later cell needs. Each has a static twin
 (`…_view`) that the cell before calls plainly: reports, papermill and screen readers see that one.

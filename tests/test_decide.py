@@ -27,7 +27,9 @@ def table() -> pd.DataFrame:
 def test_candidates_are_the_newest_of_each_metric():
     def one(metric, value, when, **artifact):
         about = {"checkpoint": "m", "engine": "e", "precision": "q4", "options": {}, **artifact}
-        return Measurement(metric=metric, unit="x", values=(value,), artifact=about, workload={}, engine_version="1", host={}, when=when)
+        return Measurement(
+            metric=metric, unit="x", values=(value,), artifact=about, workload={}, engine_version="1", host={}, when=when
+        )
 
     frame = frame_of([one("size", 2.0, "2026-02"), one("size", 1.0, "2026-01"), one("novel", 7.0, "2026-01", precision="q8")])
     found = decide.candidates(frame).set_index("precision")
@@ -93,3 +95,25 @@ def test_halving_finds_the_best_with_few_measurements():
     assert decide.halving(["x", "y"], lambda name, budget: float("inf")) == [[("x", np.inf), ("y", np.inf)]]
     with pytest.raises(LabkitError, match="0 recipes"):
         decide.halving([], cost)
+
+
+def test_loss_counts_pairs_and_is_careful():
+    nothing = decide.loss([1.0] * 90, [1.0] * 90)
+    assert nothing.value == 0 and 0.03 < nothing.high < 0.05  # ninety tasks cannot promise 1 %
+    assert decide.loss([1.0] * 400, [1.0] * 400).high < 0.01
+    mixed = decide.loss([1, 0, 0, 1], [1, 1, 1, 0])  # two lost, one won
+    assert mixed.value == 0.25 and mixed.low < 0 < mixed.high
+    swapped = decide.loss([1, 1, 1, 0], [1, 0, 0, 1])
+    assert swapped.value == -0.25 and swapped.low == pytest.approx(-mixed.high)
+    with pytest.raises(LabkitError, match="same tasks"):
+        decide.loss([1.0], [1.0, 0.0])
+
+
+def test_loss_keeps_its_level():
+    rng, hit = np.random.default_rng(1), 0
+    for _ in range(300):
+        baseline = rng.random(100) < 0.95
+        candidate = np.where(rng.random(100) < 0.04, ~baseline, baseline)
+        low, high = decide.loss(candidate, baseline)[1:]
+        hit += low <= 0.04 * 0.95 - 0.04 * 0.05 <= high
+    assert hit / 300 >= 0.95

@@ -30,9 +30,7 @@ def headline(profile: str = "ci", say: Callable[[str], None] = lambda text: None
     """
     artifacts, refused = builds(say)
     problems = fill(artifacts, profile, say)
-    return [
-        row(artifact, known(artifact, profile), problems.get(artifact.name, "")) for artifact in artifacts
-    ] + refused
+    return [row(artifact, known(artifact, profile), problems.get(artifact.name, "")) for artifact in artifacts] + refused
 
 
 def builds(say: Callable[[str], None] = lambda text: None) -> tuple[list[Artifact], list[dict[str, str]]]:
@@ -60,9 +58,7 @@ def fill(artifacts: Sequence[Artifact], profile: str, say: Callable[[str], None]
     for artifact in artifacts:
         if QUALITY - have[artifact.name].keys():
             say(f"measuring {artifact.name}")
-            problems |= _tried(
-                [artifact], lambda one=artifact: measure.headline([one], artifacts[0], profile, speed=False)
-            )
+            problems |= _tried([artifact], lambda one=artifact: measure.headline([one], artifacts[0], profile, speed=False))
     timed = [a for a in artifacts if speaks_of_speed(a) and a.name not in problems]
     if any("speed" not in have[a.name] for a in timed):
         say(f"timing {len(timed)} artifacts side by side")
@@ -131,11 +127,15 @@ def _row(engine: str, precision: str, note: str = "", **cells: str) -> dict[str,
     return {"engine": engine, "precision": precision} | empty | cells | {"note": note}
 
 
-def known(artifact: Artifact, profile: str) -> dict[str, Measurement]:
-    """Metric -> newest measurement in the ledger of this very artifact, taken with this profile's effort (speed: on this machine)."""
+def known(artifact: Artifact, profile: str, windows: int | None = None) -> dict[str, Measurement]:
+    """Metric -> newest measurement in the ledger of this very artifact, taken with this profile's effort (speed: on this machine).
+
+    `windows`: of text, where it is not the profile's number.
+    """
     effort, here = measure.PROFILES[profile], host.circumstances()
+    limit = windows or effort.windows
     wanted = {
-        "perplexity": {"limit": effort.windows}, "divergence": {"limit": effort.windows},
+        "perplexity": {"limit": limit}, "divergence": {"limit": limit},
         "accuracy": {"tasks": effort.tasks, "intents": None}, "speed": {"rounds": effort.rounds},
     }  # fmt: skip
     found = {}
