@@ -6,16 +6,15 @@ figures stands what the chapters state for that engine, and whether the measured
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from labkit import engines, measure, stats
 from labkit._files import size
-from labkit._say import columns, emit
 from labkit.build import build
 from labkit.checkpoint import Checkpoint, checkpoint
+from labkit.course.sweep import speaks_of_speed
 from labkit.ledger import ledger
 from labkit.types import Artifact, LabkitError, Measurement, Recipe
 
@@ -85,6 +84,8 @@ def headline(
 
 
 def _engine(source: Checkpoint, name: str, profile: str, say: Callable[[str], None]) -> list[Timed]:
+    if not speaks_of_speed(name):
+        raise LabkitError(f"{engines.engine(name).TITLE} is made for Apple silicon; its speed here would say nothing of it.")
     artifacts = []
     for precision in LADDERS[name]:
         say(f"building {name} {precision}")
@@ -133,24 +134,10 @@ def row(timed: Timed) -> dict[str, str]:
     }
 
 
-def options(one: argparse.ArgumentParser) -> None:
-    """Add the options of `labkit headline`."""
-    one.add_argument("--model", default="edgehome", help="edgehome, a folder, a hub id, or standin:NAME (default: edgehome)")
-    one.add_argument("--engine", action="append", dest="names", metavar="ENGINE", help="only this engine; may be repeated")
-    one.add_argument("--profile", default="ci", choices=tuple(measure.PROFILES), help="how much effort (default: ci)")
-    one.add_argument("--json", action="store_true")
-
-
-def command(chosen: argparse.Namespace) -> int:
-    """Measure the chapters' headline table on this machine: size, memory and speed of 8 and 4 bits in every engine."""
-    import sys
-
-    say = (lambda text: None) if chosen.json else (lambda text: print(text, file=sys.stderr, flush=True))
-    found, absent = headline(chosen.model, chosen.names, chosen.profile, say)
-    rows: list[dict[str, Any]] = [row(timed) for timed in found]
-    notes = [f"{timed.artifact.name}: {note}" for timed in found for note in measure.warnings(timed.speed)]
-    notes += [f"{name}: {why}" for name, why in absent.items()]
+def notes(found: Sequence[Timed], absent: Mapping[str, str]) -> list[str]:
+    """What a reader of the table should know: disturbed timings, engines without rows, a model too small for the claims."""
+    said = [f"{timed.artifact.name}: {note}" for timed in found for note in measure.warnings(timed.speed)]
+    said += [f"{name}: {why}" for name, why in absent.items()]
     if found and found[0].artifact.weights < SMALL:
-        notes.append("This model is far smaller than those the chapters mean; for their claims take standin:smollm2-135m or more.")
-    emit(chosen, {"model": str(chosen.model), "rows": rows, "notes": notes}, "\n".join([columns(rows), *notes]))
-    return 0 if found else 1
+        said.append("This model is far smaller than those the chapters mean; for their claims take standin:smollm2-135m or more.")
+    return said

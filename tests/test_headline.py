@@ -46,6 +46,7 @@ def fakes(monkeypatch, tmp_path, tiny_llama):
         ]
 
     monkeypatch.setattr(headline, "build", build)
+    monkeypatch.setattr(headline, "speaks_of_speed", lambda name: True)
     monkeypatch.setattr(headline, "SMALL", 1e6)
     monkeypatch.setattr(measure, "compare", compare)
     monkeypatch.setattr(measure, "memory", lambda a: measured(a, "memory", "bytes", [5e6]))
@@ -76,6 +77,12 @@ def test_what_the_chapters_say_is_judged_by_the_interval(fakes, home):
 
 def replace_speedup(timed, low, high):
     return timed._replace(speedup=Estimate((low + high) / 2, low, high))
+
+
+def test_an_engine_away_from_its_hardware_is_not_timed(fakes, home, monkeypatch):
+    monkeypatch.setattr(headline, "speaks_of_speed", lambda name: name != "llamacpp")
+    rows, absent = headline.headline(fakes, ["llamacpp"])
+    assert not rows and "would say nothing" in absent["llamacpp"] and not len(ledger())
 
 
 def test_a_small_model_says_nothing_of_the_claims(fakes, home, monkeypatch):

@@ -59,7 +59,7 @@ def fill(artifacts: Sequence[Artifact], profile: str, say: Callable[[str], None]
         if QUALITY - have[artifact.name].keys():
             say(f"measuring {artifact.name}")
             problems |= _tried([artifact], lambda one=artifact: measure.headline([one], artifacts[0], profile, speed=False))
-    timed = [a for a in artifacts if speaks_of_speed(a) and a.name not in problems]
+    timed = [a for a in artifacts if speaks_of_speed(a.recipe.engine) and a.name not in problems]
     if any("speed" not in have[a.name] for a in timed):
         say(f"timing {len(timed)} artifacts side by side")
         options = {"rounds": effort.rounds, "retries": effort.retries, "seconds": effort.seconds}
@@ -76,9 +76,9 @@ def _tried(artifacts: Sequence[Artifact], work: Callable[[], list[Measurement]])
         return {artifact.name: f"Not measured: {type(error).__name__}: {error}" for artifact in artifacts}
 
 
-def speaks_of_speed(artifact: Artifact) -> bool:
+def speaks_of_speed(engine: str) -> bool:
     """Whether the engine's speed here says something: MLX is made for Apple silicon, its CPU path is for checking."""
-    return artifact.recipe.engine != "mlx" or (platform.system() == "Darwin" and platform.machine() == "arm64")
+    return engine != "mlx" or (platform.system() == "Darwin" and platform.machine() == "arm64")
 
 
 def row(artifact: Artifact, known: dict[str, Measurement], problem: str = "") -> dict[str, str]:
@@ -87,7 +87,7 @@ def row(artifact: Artifact, known: dict[str, Measurement], problem: str = "") ->
     notes = [*artifact.notes, *filter(None, [problem])]
     if "speed" in known:
         notes += measure.warnings(known["speed"])
-    elif not speaks_of_speed(artifact):
+    elif not speaks_of_speed(artifact.recipe.engine):
         notes.append("Speed is shown on Apple silicon only.")
     cells = {"size": f"{artifact.weight_bytes / 1e6:.2f} MB", "bits per weight": f"{artifact.bits_per_weight:.2f}"}
     if "speed" in shown:
