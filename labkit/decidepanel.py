@@ -96,15 +96,15 @@ def _judged(table: pd.DataFrame, megabytes: float, tokens_per_second: float, los
 def _figure(judged: pd.DataFrame, names: list[str], megabytes: float, tokens_per_second: float) -> dict[str, Any]:
     """Size against speed; what fits is in its engine's colour, the rest is grey, the limits are lines."""
     fig = charts._figure(tr("What fits, from what was measured"), tr("weights, MB"), tr("decode, tokens/s"))
-    places = [f"{('top', 'bottom')[int(rank) % 2]} center" for rank in judged["size"].rank(method="first")]  # neighbours apart
+    above = [int(rank) % 2 == 0 for rank in judged["size"].rank(method="first")]  # neighbours' labels stand apart
+    labelled = judged.assign(name=names, place=["top center" if one else "bottom center" for one in above])
     for fits, word in ((True, FITS), (False, NOT)):
-        rows = judged[judged["fits"] == fits]
+        rows = labelled[labelled["fits"] == fits]
         shapes = [charts.MARKERS[charts.precision_class(precision)] for precision in rows["precision"]]
         colours = [charts._colour(engine) if fits else GREY for engine in rows["engine"]]
         fig.add_scatter(
-            x=rows["size"] / 1e6, y=rows["speed"], mode="markers+text", name=tr(word), textposition=[place for place, is_so in zip(places, judged["fits"], strict=True) if is_so == fits], cliponaxis=False,
-            text=[name for name, is_so in zip(names, judged["fits"], strict=True) if is_so == fits],
-            marker={"symbol": shapes, "size": 12, "color": colours},
+            x=rows["size"] / 1e6, y=rows["speed"], mode="markers+text", name=tr(word), text=rows["name"],
+            textposition=list(rows["place"]), cliponaxis=False, marker={"symbol": shapes, "size": 12, "color": colours},
         )  # fmt: skip
     line = {"color": "#000000", "width": 1, "dash": "dot"}
     fig.add_vline(x=megabytes, line=line).add_hline(y=tokens_per_second, line=line)
