@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -59,9 +60,9 @@ def world(home, monkeypatch):
 
     effort = sweep.measure.PROFILES["ci"]
 
-    def quality(artifacts, reference, profile, speed):
-        asked.extend(("quality", a.recipe.precision) for a in artifacts)
-        return [measurement(a, m, effort) for a in artifacts for m in ("size", "perplexity", "divergence", "accuracy")]
+    def quality(artifact, reference, effort):
+        asked.append(("quality", artifact.recipe.precision))
+        return [measurement(artifact, metric, effort) for metric in ("perplexity", "divergence", "accuracy")]
 
     def compare(artifacts, **options):
         asked.extend(("speed", f"{a.recipe.engine} {a.recipe.precision}") for a in artifacts)
@@ -69,7 +70,9 @@ def world(home, monkeypatch):
 
     monkeypatch.setattr(sweep, "build", build)
     monkeypatch.setattr(sweep, "checkpoint", lambda name: CHECKPOINT)
-    monkeypatch.setattr(sweep.measure, "headline", quality)
+    monkeypatch.setattr(sweep.measure, "remembered", lambda reference: nullcontext(reference.name))
+    monkeypatch.setattr(sweep.measure, "size", lambda a: measurement(a, "size", effort))
+    monkeypatch.setattr(sweep.measure, "quality", quality)
     monkeypatch.setattr(sweep.measure, "compare", compare)
     monkeypatch.setattr(engines, "version", lambda name: None if name == "openvino" else "1.0")
     monkeypatch.setattr(sweep.platform, "system", lambda: "Linux")
@@ -123,18 +126,30 @@ def test_a_new_engine_version_or_another_machine_is_measured_again(world, monkey
 
 
 def test_an_engine_that_fails_costs_its_own_cells_only(world, monkeypatch):
-    real = sweep.measure.headline
+    real = sweep.measure.quality
 
-    def fails(artifacts, *rest, **options):
-        if artifacts[0].recipe.engine == "onnxruntime":
+    def fails(artifact, *rest, **options):
+        if artifact.recipe.engine == "onnxruntime":
             raise RuntimeError("no such operator")
-        return real(artifacts, *rest, **options)
+        return real(artifact, *rest, **options)
 
-    monkeypatch.setattr(sweep.measure, "headline", fails)
+    monkeypatch.setattr(sweep.measure, "quality", fails)
     rows = sweep.headline("ci")
     broken = [row for row in rows if row["note"] == "Not measured: RuntimeError: no such operator"]
     assert {row["precision"] for row in broken} == {"fp32", "int4"} and not any(row["perplexity"] for row in broken)
     assert all(row["size"] and row["perplexity"] for row in rows if row["engine"] == "llama.cpp" and row["size"])
+
+
+def test_the_reference_is_opened_once_and_its_failure_is_said_in_every_row(world, monkeypatch):
+    opened = []
+
+    def remembered(reference):
+        opened.append(reference.name)
+        raise LabkitError("The reference is damaged.")
+
+    monkeypatch.setattr(sweep.measure, "remembered", remembered)
+    rows = [row for row in sweep.headline("ci") if row["size"]]
+    assert len(opened) == 1 and rows and all("The reference is damaged." in row["note"] for row in rows)
 
 
 def test_the_table_for_a_terminal_is_aligned_and_numbers_its_notes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from labkit import engines, host, measure
 from labkit.build import build
@@ -55,15 +56,24 @@ def fill(artifacts: Sequence[Artifact], profile: str, say: Callable[[str], None]
     """
     effort, problems = measure.PROFILES[profile], {}
     have = {artifact.name: known(artifact, profile) for artifact in artifacts}
-    for artifact in artifacts:
-        if QUALITY - have[artifact.name].keys():
-            say(f"measuring {artifact.name}")
-            problems |= _tried([artifact], lambda one=artifact: measure.headline([one], artifacts[0], profile, speed=False))
+    if lacking := [artifact for artifact in artifacts if QUALITY - have[artifact.name].keys()]:
+        problems |= _tried(lacking, lambda: problems.update(_score(lacking, artifacts[0], profile, say)) or [])
     timed = [a for a in artifacts if speaks_of_speed(a.recipe.engine) and a.name not in problems]
     if any("speed" not in have[a.name] for a in timed):
         say(f"timing {len(timed)} artifacts side by side")
         options = {"rounds": effort.rounds, "retries": effort.retries, "seconds": effort.seconds}
         problems |= _tried(timed, lambda: measure.compare(timed, **options))
+    return problems
+
+
+def _score(artifacts: Sequence[Artifact], reference: Artifact, profile: str, say: Callable[[str], None]) -> dict[str, str]:
+    """Append size and quality of each; the reference reads each text once for all of them."""
+    problems: dict[str, str] = {}
+    with measure.remembered(reference) as known:
+        for artifact in artifacts:
+            say(f"measuring {artifact.name}")
+            quality = partial(measure.quality, artifact, known, measure.PROFILES[profile])
+            problems |= _tried([artifact], lambda one=artifact, found=quality: [measure.size(one), *found()])
     return problems
 
 

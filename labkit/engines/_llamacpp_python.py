@@ -14,7 +14,7 @@ from typing import Any
 
 from labkit import host
 from labkit.engines import _ggml
-from labkit.engines._llamacpp_runner import _broken_amx
+from labkit.engines._llamacpp_repack import broken_amx
 
 
 def open_llama(path: str | Path, *, threads: int | None = None, n_ctx: int = 512, **settings: Any) -> Any:
@@ -35,7 +35,7 @@ def open_llama(path: str | Path, *, threads: int | None = None, n_ctx: int = 512
 def safe_defaults() -> Iterator[None]:
     """Within the block, models load without rearranged weights where those would end the process."""
     library = _ggml.library()
-    if not _broken_amx(library):
+    if not broken_amx():
         yield
         return
     plain = library.llama_model_default_params

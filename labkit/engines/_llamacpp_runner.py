@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from labkit import host
-from labkit.engines import _ggml
+from labkit.engines import _ggml, _llamacpp_repack
 from labkit.types import LabkitError
 
 BATCH = 512  # tokens a forward pass takes at once
 OUTPUT_BYTES = 64_000_000  # room for the logits of one pass: fewer tokens at once with a large vocabulary
 FLOAT_KV = ("f32", "f16", "bf16")
 KV_TYPES = (*FLOAT_KV, "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-REPACKED = {"q4_0", "iq4_nl", "q4_k", "q2_k"}  # types whose weights are rearranged in memory for the CPU
 
 
 class LlamaRunner:
@@ -64,11 +63,13 @@ class LlamaRunner:
 
         llama = self._llama
         # repacked weights are a copy: mapping the file as well would hold them twice
-        wanted = repack and any(tensor["type"] in REPACKED for tensor in tensors(path))
-        repack = wanted and not _broken_amx(llama)
+        table = tensors(path)
+        repack = repack and any(tensor["type"] in _llamacpp_repack.REPACKED for tensor in table)
         params = llama.llama_model_default_params()
         params.n_gpu_layers = 0
-        params.use_extra_bufts = repack
+        params.use_extra_bufts = repack and not _llamacpp_repack.broken_amx()
+        chosen = _llamacpp_repack.overrides(table) if repack and not params.use_extra_bufts else None
+        params.tensor_buft_overrides = ctypes.cast(chosen, ctypes.c_void_p) if chosen else None
         mmap = not repack if self._mmap is None else self._mmap
         params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if mmap else llama.LLAMA_LOAD_MODE_NONE
         with _ggml.logged() as log:
@@ -83,7 +84,7 @@ class LlamaRunner:
             "batch_threads": self._threads,
             "flash_attention": self._flash,
             "kv_type": self._kv_type,
-            "repack": repack if repack or not wanted else "off: this build's AMX code would stop the process",
+            "repack": repack if params.use_extra_bufts or not repack else _llamacpp_repack.WITHOUT_AMX,
             "mmap": mmap,
             "batch": self._batch,
             "exact": self._exact,
@@ -229,12 +230,3 @@ class LlamaRunner:
     def __del__(self) -> None:
         if getattr(self, "_model", None) is not None:
             self.close()
-
-
-def _broken_amx(llama: Any) -> bool:
-    """Whether this build would use Intel's AMX for rearranged weights, which kills the process.
-
-    The compiler drops most of the tile configuration, and the next tile instruction is illegal:
-    https://github.com/ggml-org/llama.cpp/pull/26954. Without rearranging, AMX is not used.
-    """
-    return b"AMX_INT8 = 1" in llama.llama_print_system_info()

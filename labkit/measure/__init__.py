@@ -14,7 +14,7 @@ from labkit.measure.accuracy import by as accuracy_by
 from labkit.measure.accuracy import summary as _accuracy
 from labkit.measure.divergence import divergence, perplexity_ratio, same_top
 from labkit.measure.divergence import summary as _divergence
-from labkit.measure.headline import PROFILES, headline
+from labkit.measure.headline import PROFILES, headline, quality, remembered
 from labkit.measure.logits_file import read_base, write_base
 from labkit.measure.memory import memory
 from labkit.measure.memory import summary as _memory
@@ -33,7 +33,7 @@ from labkit.types import LabkitError, Measurement
 __all__ = [
     "METRICS", "PROFILES", "Metric", "Remembered", "accuracy", "accuracy_by", "bandwidth_curve", "bits_per_byte",
     "compare", "divergence", "flips", "headline", "memory", "multiply_rate", "perplexity", "perplexity_ratio",
-    "plus_minus", "prefill", "read_bandwidth", "read_base", "roofline", "same_top", "size", "speed", "summary",
+    "plus_minus", "prefill", "quality", "read_bandwidth", "read_base", "remembered", "roofline", "same_top", "size", "speed", "summary",
     "warnings", "write_base",
 ]  # fmt: skip
 

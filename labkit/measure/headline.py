@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,24 +59,30 @@ def headline(
             artifacts, rounds=effort.rounds, retries=effort.retries, seconds=effort.seconds, threads=threads
         )
     if reference.checkpoint.trained:
-        found += quality(artifacts, reference, effort, text=text, threads=threads)
+        with remembered(reference, threads) as known:
+            for artifact in artifacts:
+                found += quality(artifact, known, effort, text=text, threads=threads)
     return found
 
 
-def quality(
-    artifacts: Sequence[Artifact], reference: Artifact, effort: Effort, *, text: str | Path | None, threads: int | None
-) -> list[Measurement]:
-    """Perplexity, divergence and accuracy of each artifact; the reference's logits are kept on disk meanwhile."""
+@contextmanager
+def remembered(reference: Artifact, threads: int | None = None) -> Iterator[Remembered]:
+    """The reference, loaded exactly; its logits are kept on disk meanwhile, so that each text is run through it once."""
     from labkit.build import load
 
-    found: list[Measurement] = []
-    common: dict[str, Any] = {"text": evaluation_text(reference, text), "limit": effort.windows}
-    with tempfile.TemporaryDirectory() as folder, load(reference, exact=True, threads=threads) as reference_runner:
-        remembered = Remembered(reference_runner, Path(folder), reference.name)
-        for artifact in artifacts:
-            with load(artifact, exact=True, threads=threads) as runner:
-                found.append(perplexity(artifact, runner=runner, **common))
-                found.append(divergence(artifact, remembered, runner=runner, **common))
-            if artifact.checkpoint.name == "edgehome":
-                found.append(accuracy(artifact, effort.tasks, threads=threads))
+    with tempfile.TemporaryDirectory() as folder, load(reference, exact=True, threads=threads) as runner:
+        yield Remembered(runner, Path(folder), reference.name)
+
+
+def quality(
+    artifact: Artifact, reference: Remembered, effort: Effort, *, text: str | Path | None = None, threads: int | None = None
+) -> list[Measurement]:
+    """Perplexity, divergence from the reference and, for `edgehome`, accuracy of one artifact."""
+    from labkit.build import load
+
+    common: dict[str, Any] = {"text": evaluation_text(artifact, text), "limit": effort.windows}
+    with load(artifact, exact=True, threads=threads) as runner:
+        found = [perplexity(artifact, runner=runner, **common), divergence(artifact, reference, runner=runner, **common)]
+    if artifact.checkpoint.name == "edgehome":
+        found.append(accuracy(artifact, effort.tasks, threads=threads))
     return found

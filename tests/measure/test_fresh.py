@@ -6,7 +6,7 @@ import pytest
 
 import labkit
 from labkit import engines, measure, stats
-from labkit.measure.headline import Effort, quality
+from labkit.measure.headline import Effort, quality, remembered
 
 pytestmark = pytest.mark.skipif(engines.version("llamacpp") is None, reason="llama-cpp-python is not installed")
 TEXT = "turn on the light in the kitchen and set a timer for 5 minutes. " * 30
@@ -60,7 +60,9 @@ def test_quality_of_two_precisions_runs_the_reference_once(built, monkeypatch):
     module, load = sys.modules["labkit.build"], labkit.load
     monkeypatch.setattr(module, "load", lambda artifact, **given: loads.append(artifact) or load(artifact, **given))
     effort = Effort(windows=2, tasks=0, rounds=1, retries=0, seconds=0.1)
-    found = {(m.metric, m.artifact["precision"]): m for m in quality(built, built[0], effort, text=TEXT, threads=1)}
+    with remembered(built[0], threads=1) as reference:
+        measured = [m for one in built for m in quality(one, reference, effort, text=TEXT, threads=1)]
+    found = {(m.metric, m.artifact["precision"]): m for m in measured}
     assert len(loads) == 1 + len(built)
     assert set(found) == {(metric, p) for metric in ("perplexity", "divergence") for p in ("f32", "q8_0")}
     assert measure.summary(found["divergence", "f32"]).value == 0
