@@ -113,11 +113,16 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write `data` to `path` in one step: a reader sees the old file or the new one, never a part."""
+    """Write `data` to `path` as JSON, in one step."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}")
     try:
-        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         sync(partial)
         os.replace(partial, path)
     finally:

@@ -233,6 +233,7 @@ def _headline_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--model", default="edgehome", help="edgehome, a folder, a hub id, or standin:NAME (default: edgehome)")
     one.add_argument("--engine", action="append", dest="names", metavar="ENGINE", help="only this engine; may be repeated")
     one.add_argument("--profile", default="ci", choices=("ci", "class", "full"), help="how much effort (default: ci)")
+    one.add_argument("--into", metavar="FILE", help="a Markdown file: the table is put between its two headline marks")
     one.add_argument("--json", action="store_true")
 
 
@@ -241,8 +242,12 @@ def headline(chosen: argparse.Namespace) -> int:
     from labkit import headline as table
 
     say = (lambda text: None) if chosen.json else (lambda text: print(text, file=sys.stderr, flush=True))
+    if chosen.into:
+        table.around(Path(chosen.into))  # refused now rather than after the measuring
     found, absent = table.headline(chosen.model, chosen.names, chosen.profile, say)
     rows, notes = [table.row(timed) for timed in found], table.notes(found, absent)
+    if chosen.into and rows:
+        table.write_into(Path(chosen.into), table.document(chosen.model, rows, notes))
     emit(chosen, {"model": chosen.model, "rows": rows, "notes": notes}, "\n".join([columns(rows), *notes]))
     return 0 if found else 1
 

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
-from labkit import engines, measure, stats
-from labkit._files import size
+from labkit import engines, host, measure, stats
+from labkit._files import size, write_text
 from labkit.build import build
 from labkit.checkpoint import Checkpoint, checkpoint
 from labkit.course.sweep import speaks_of_speed
 from labkit.ledger import ledger
 from labkit.types import Artifact, LabkitError, Measurement, Recipe
 
-# Widest first: what the others are compared with. ONNX Runtime computes in float32 on a CPU, whatever the file holds.
+# Sixteen bits first: what the others are compared with. On a CPU, ONNX Runtime computes in float32 whatever the file holds.
+# Olive's folders are run by ONNX Runtime, so its own sixteen bits are that engine's.
 LADDERS = {
     "llamacpp": ("f16", "q8_0", "q4_k_m"),
-    "onnxruntime": ("fp32", "int8", "int4"),
-    "olive": ("fp32", "int8", "int4"),
+    "onnxruntime": ("fp16", "int8", "int4"),
+    "olive": ("int8", "int4"),
     "openvino": ("f16", "int8_asym", "int4_sym"),
     "mlx": ("f16", "q8", "q4"),
 }
-
+BASELINES = {"olive": Recipe("onnxruntime", "fp16")}  # where the first of the ladder is another engine's
+BEGIN, END = "<!-- headline -->\n", "<!-- /headline -->"
 
 SMALL = 100e6  # weights: below, a token costs more in calls than in reading, and nothing follows for the models the chapters mean
 
@@ -54,7 +58,7 @@ STATED = {
 
 
 class Timed(NamedTuple):
-    """One artifact with what was measured of it; `speedup` is over the first of its engine."""
+    """One artifact with what was measured of it; `speedup` and `saved` are against the sixteen bits of its engine."""
 
     artifact: Artifact
     speed: Measurement
@@ -87,14 +91,16 @@ def _engine(source: Checkpoint, name: str, profile: str, say: Callable[[str], No
     if not speaks_of_speed(name):
         raise LabkitError(f"{engines.engine(name).TITLE} is made for Apple silicon; its speed here would say nothing of it.")
     artifacts = []
-    for precision in LADDERS[name]:
-        say(f"building {name} {precision}")
-        artifacts.append(build(source, Recipe(name, precision)))
+    for recipe in [*filter(None, [BASELINES.get(name)]), *(Recipe(name, precision) for precision in LADDERS[name])]:
+        say(f"building {recipe}")
+        artifacts.append(build(source, recipe))
     effort = measure.PROFILES[profile]
-    say(f"measuring {name}: {', '.join(LADDERS[name])}")
+    say(f"measuring {', '.join(str(artifact.recipe) for artifact in artifacts)}")
     speeds = measure.compare(artifacts, rounds=effort.rounds, retries=effort.retries, seconds=effort.seconds)
     rows = []
     for artifact, speed in zip(artifacts, speeds, strict=True):
+        if artifact.recipe.engine != name:
+            continue
         stated = STATED.get((name, artifact.recipe.precision), ()) if source.weights >= SMALL else ()
         speed = replace(speed, claims=tuple(c for one in stated if one.what == "speed-up" for c in one.claims))
         memory, roof = measure.memory(artifact), measure.roofline(artifact, speed)
@@ -141,3 +147,37 @@ def notes(found: Sequence[Timed], absent: Mapping[str, str]) -> list[str]:
     if found and found[0].artifact.weights < SMALL:
         said.append("This model is far smaller than those the chapters mean; for their claims take standin:smollm2-135m or more.")
     return said
+
+
+def document(model: str, rows: Sequence[Mapping[str, str]], said: Sequence[str], when: datetime | None = None) -> str:
+    """The table in Markdown: how it was made, on what and when, the rows, and the notes below."""
+    here, columns = host.circumstances(), list(rows[0])
+    versions = {engines.engine(name).TITLE: engines.version(name) for name in LADDERS}
+    made = ", ".join(f"{title} {version}" for title, version in versions.items() if version)
+    lines = [
+        f"`labkit headline --model {model}`, {when or datetime.now(UTC):%Y-%m-%d}; {here['cpu']}, {host.cpus()} cores, "
+        f"{here['system']}; {made}.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(one.values()) + " |" for one in rows),
+        "",
+        *(f"- {text}" for text in said),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write_into(path: Path, text: str) -> None:
+    """Put the table between its two marks in a Markdown file."""
+    before, after = around(path)
+    write_text(path, before + BEGIN + text + END + after)
+
+
+def around(path: Path) -> tuple[str, str]:
+    """What stands before and after the two marks of a Markdown file; raises LabkitError when they are not there."""
+    if not path.is_file():
+        raise LabkitError(f"There is no file {path}; expected a Markdown file with {BEGIN.strip()} and {END}.")
+    parts = path.read_text(encoding="utf-8").split(BEGIN)
+    if len(parts) != 2 or parts[1].count(END) != 1:
+        raise LabkitError(f"{path} does not hold {BEGIN.strip()} and, further down, {END}; put both there, once.")
+    return parts[0], parts[1].split(END)[1]

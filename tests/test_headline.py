@@ -98,3 +98,37 @@ def test_the_command(fakes, home, capsys):
     assert main(["headline", "--model", str(fakes.path), "--engine", "mlx"]) == 1
     assert "mlx is not here" in capsys.readouterr().out
     assert main(["headline", "--engine", "abacus"]) == 2
+
+
+def test_olive_is_compared_with_onnx_runtimes_sixteen_bits(fakes, home, monkeypatch):
+    monkeypatch.setitem(BITS, "fp16", 16)
+    monkeypatch.setitem(BITS, "int8", 8.5)
+    monkeypatch.setitem(BITS, "int4", 4.5)
+    for name, like in (("fp16", "f16"), ("int8", "q8_0"), ("int4", "q4_k_m")):
+        monkeypatch.setitem(SPEEDS, name, SPEEDS[like])
+    rows, _ = headline.headline(fakes, ["olive"])
+    assert [str(timed.artifact.recipe) for timed in rows] == ["olive-int8", "olive-int4"]
+    assert rows[1].speedup.value == pytest.approx(2.5, rel=0.01) and rows[1].saved == pytest.approx(1 - 4.5 / 16, abs=1e-4)
+    assert {m.artifact["engine"] for m in ledger()} == {"olive"}
+
+
+def test_the_table_goes_between_its_marks(fakes, home, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Before\n{headline.BEGIN}old\n{headline.END}\nafter\n", encoding="utf-8")
+    given = ["headline", "--model", str(fakes.path), "--engine", "llamacpp", "--into"]
+    assert main([*given, str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# Before\n") and text.endswith(f"{headline.END}\nafter\n") and "old" not in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(BITS) and len({line.count("|") for line in table}) == 1
+    assert main([*given, str(page)]) == 0 and page.read_text(encoding="utf-8").count("| llama.cpp |") == len(BITS)
+
+
+def test_a_page_without_marks_is_refused_before_anything_is_measured(fakes, home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(headline, "headline", lambda *_: pytest.fail("measured first"))
+    page = tmp_path / "page.md"
+    page.write_text("nothing", encoding="utf-8")
+    for path in (page, tmp_path / "absent.md"):
+        assert main(["headline", "--into", str(path)]) == 2
+        assert headline.END in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == "nothing"
