@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit import __version__, _course_commands, bundle, dashboard, explain
+from labkit import __version__, _course_commands, _fleet_command, bundle, dashboard, explain
 from labkit._files import size
 from labkit._say import columns, emit
 from labkit.claims import command as claims_command
+from labkit.serve import command as serve_command
 from labkit.types import Artifact, LabkitError, Measurement, Recipe
 
 
@@ -247,7 +248,7 @@ def headline(chosen: argparse.Namespace) -> int:
     found, absent = table.headline(chosen.model, chosen.names, chosen.profile, say)
     rows, notes = [table.row(timed) for timed in found], table.notes(found, absent)
     if chosen.into and rows:
-        table.write_into(Path(chosen.into), table.document(chosen.model, rows, notes))
+        table.write_into(Path(chosen.into), table.document(chosen.model, chosen.profile, rows, notes))
     emit(chosen, {"model": chosen.model, "rows": rows, "notes": notes}, "\n".join([columns(rows), *notes]))
     return 0 if found else 1
 
@@ -255,10 +256,12 @@ def headline(chosen: argparse.Namespace) -> int:
 COMMANDS = (
     ("build", build, _build_options),
     ("measure", measure, _measure_options),
+    ("sweep", _fleet_command.command, _fleet_command.options),
     *_course_commands.COMMANDS,
     ("doctor", doctor, _json_only),
     ("models", models, _models_options),
     ("clean", clean, _clean_options),
+    ("serve", serve_command.command, serve_command.options),
     ("serve-dashboard", dashboard.command, dashboard.options),
     ("bundle", bundle.command, bundle.options),
     ("explain", explain.command, explain.options),

@@ -12,10 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from labkit.types import LabkitError
+
 CGROUP = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2**63 for "no limit"
 RECORDED = ("numpy", "tokenizers", "llama-cpp-python", "onnxruntime", "onnxruntime-genai", "openvino", "nncf", "mlx",
             "torch")  # fmt: skip
+WAITING = {
+    "passive": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
+    "short": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300"},
+    "active": {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "infinity"},
+}
 
 
 def home() -> Path:
@@ -217,6 +224,18 @@ def _static() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions(),
     }
+
+
+def waiting(policy: str) -> dict[str, str]:
+    """Environment variables for how idle OpenMP threads wait: "passive", "short" or "active". To be set before the library loads.
+
+    Passive threads sleep at once, and waking them at every operation of a small model costs more than half its speed; active
+    ones spin for milliseconds and starve whoever shares their core. "short" spins 300 times, some microseconds: full speed
+    on a quiet machine, and nearly that of passive threads on a busy one (GOMP_SPINCOUNT is read by GNU's libgomp only).
+    """
+    if policy not in WAITING:
+        raise LabkitError(f"There is no wait policy {policy!r}; expected one of {', '.join(WAITING)}.")
+    return WAITING[policy]
 
 
 def circumstances() -> dict[str, Any]:

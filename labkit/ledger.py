@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 HOST_BOUND = ("speed", "memory", "roofline")  # metrics that belong to the machine they were taken on
-HOST_KEYS = ("system", "machine", "cpu", "cpus_usable", "memory_limit_bytes")
+HOST_KEYS = ("system", "machine", "cpu", "cpus_usable", "memory_limit_bytes", "device")  # device: the name of a worker of a fleet
 
 
 def ledger(path: str | Path | None = None) -> Ledger:

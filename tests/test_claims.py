@@ -87,3 +87,62 @@ def test_a_broken_promise_is_an_exit_status(home, capsys, monkeypatch):
     monkeypatch.setattr(claims, "sources", lambda: {"module04/99": 'replace(m, claims=("C079",))'})
     assert main(["claims", "--promised"]) == 2
     assert "module04/99" in capsys.readouterr().err
+
+
+def taken(metric, precision, number, *ids, engine="llamacpp", checkpoint="edgehome", weights=2e8, **details):
+    values = (number,) if metric == "size" else tuple(number)
+    about = {"engine": engine, "precision": precision, "checkpoint": checkpoint, "bits_per_weight": 8.5, "weight_bytes": weights * 8.5 / 8}
+    return Measurement(
+        metric=metric, unit="", values=values, artifact=about,
+        workload={}, engine_version="1", host={}, when="2026-01-01T00:00:00", details=details, claims=ids,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("saved", "holds"), [(0.469, False), (0.495, True), (0.53, False)])
+def test_a_measured_size_is_judged_against_the_stated_share(saved, holds):
+    (verdict,) = claims.verdicts([taken("size", "q8_0", 1000.0, "C081", reduction_against_16_bits=saved)], "C081")
+    assert verdict.kind == "measured" and verdict.holds is holds
+    assert "8.500 bits per weight, 53.1% of 16 bits (on edgehome)" in verdict.found
+
+
+def test_an_order_needs_all_three_and_the_newest_of_each():
+    sizes = [taken("size", name, number, "C032") for name, number in (("f16", 900.0), ("q8_0", 500.0), ("q4_k_m", 300.0))]
+    (too_few,) = claims.verdicts(sizes[:2], "C032")
+    assert too_few.holds is True and "when its card was written" in too_few.found, "the record fills in"
+    assert claims.verdicts(sizes, "C032")[0].holds is True
+    again = [*sizes, taken("size", "q4_k_m", 700.0, "C032")]
+    assert claims.verdicts(again, "C032")[0].holds is False
+    other = [*sizes, taken("size", "q4_k_m", 700.0, "C032", checkpoint="another")]
+    assert "when its card was written" in claims.verdicts(other, "C032")[0].found, "sizes of two models are not compared"
+
+
+@pytest.mark.parametrize(("four", "holds"), [(19.0, False), (25.0, True), (31.0, False)])
+def test_a_measured_speed_up_is_judged_by_its_ratio(four, holds):
+    both = [taken("speed", "f16", [10.0] * 3, "C065"), taken("speed", "q4_k_m", [four] * 3, "C065")]
+    assert claims.verdicts(both, "C065")[0].holds is holds
+    assert claims.verdicts(both[:1], "C065")[0].holds is None
+    small = [taken("speed", name, [pace] * 3, "C065", weights=5e6) for name, pace in (("f16", 10.0), ("q4_k_m", four))]
+    assert claims.verdicts(small, "C065")[0].holds is None, "a model of five million weights says nothing of billions"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "wrong", "kept", "lost"),
+    [(1000, 0, True, False), (1000, 100, False, True), (30, 0, True, False)],  # 30 tasks decide nothing: the record does
+)
+def test_accuracy_is_judged_by_the_interval_of_the_loss(tasks, wrong, kept, lost):
+    full = taken("accuracy", "f16", [1.0] * tasks, "C097", "C173")
+    four = taken("accuracy", "q4_k_m", [0.0] * wrong + [1.0] * (tasks - wrong), "C097", "C173")
+    said = [claims.verdicts([full, four], name)[0] for name in ("C097", "C173")]
+    assert [one.holds for one in said] == [kept, lost]
+    assert [("when its card was written" in one.found) for one in said] == [tasks == 30] * 2
+
+
+def test_judges_are_of_claims_that_are_not_choices():
+    from labkit.claims.judged import JUDGES
+
+    assert all(claims.claims()[name].status != "policy" for name in JUDGES)
+
+
+def test_labs_promise_only_claims_there_are():
+    named = {name for text in claims.sources().values() for name in claims.promised([text])}
+    assert named and named <= set(claims.claims())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from labkit import host
+from labkit.types import LabkitError
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -143,3 +144,9 @@ def test_circumstances_can_be_stored_and_name_the_machine():
     for key in ("system", "machine", "cpu", "cpus_usable", "memory_bytes", "memory_limit_bytes", "python", "versions"):
         assert key in found
     assert found["versions"]["numpy"] and found["cpu"] and found["available_memory_bytes"] > 0
+
+
+def test_idle_threads_wait_as_asked():
+    assert host.waiting("short")["GOMP_SPINCOUNT"] != host.waiting("passive")["GOMP_SPINCOUNT"]
+    with pytest.raises(LabkitError, match="short"):
+        host.waiting("restless")

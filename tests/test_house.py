@@ -351,6 +351,8 @@ def test_training_learns_and_resumes_where_it_stopped(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     import shutil
 
+    from safetensors.torch import load_file
+
     from labkit.house import evaluate as scoring
     from labkit.house import train as recipe
     from labkit.house.model import Llama, Shape
@@ -387,7 +389,7 @@ def test_training_learns_and_resumes_where_it_stopped(tmp_path, monkeypatch):
         run("parts", 12)
     monkeypatch.setattr(recipe, "_save", real)
     run("parts", 12)
-    whole, parts = (recipe.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.allclose(whole[k].float(), parts[k].float(), atol=2e-2) for k in whole)
     assert json.loads((tmp_path / "parts-work" / "plan.json").read_text())["at_step"] == 12
 

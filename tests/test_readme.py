@@ -56,7 +56,7 @@ def test_links_and_pictures_exist():
 
 
 def test_the_commands_named_exist():
-    named = set(re.findall(r"labkit (build|measure|run|doctor|models|test|lab|new|clean|report|house|headline|claims|grade|bundle|serve-dashboard|explain)\b", README.read_text(encoding="utf-8")))
+    named = set(re.findall(r"labkit (build|measure|run|doctor|models|test|lab|new|clean|report|house|headline|claims|grade|bundle|serve-dashboard|explain|sweep|serve)\b", README.read_text(encoding="utf-8")))
     said = subprocess.run([sys.executable, "-m", "labkit", "--help"], capture_output=True, text=True, cwd=ROOT).stdout
     assert not [name for name in named if not re.search(rf"^\s+{name}\b", said, re.M)]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).parents[1] / "data" / "claims.csv"
 KINDS = ("measured", "computed", "needs", "policy")
+SHOWN = 6  # measurements of one claim in its sentence
 
 
 class Claim(NamedTuple):
@@ -106,7 +107,15 @@ def verdicts(measurements: Iterable[Measurement], part: str | None = None) -> li
 
 def _verdict(claim: Claim, measured: tuple[Measurement, ...]) -> Verdict:
     if measured:
-        return Verdict(claim, "measured", "; ".join(map(_said, measured[-3:])), measurements=measured)
+        from labkit.claims.judged import JUDGES, newest
+
+        last = newest(measured)
+        said, holds = list(map(_said, list(last.values())[:SHOWN])), JUDGES[claim.id](last) if claim.id in JUDGES else None
+        known = calculations()[claim.id]() if holds is None and claim.id in calculations() else None
+        if known and known.kind == "measured":  # recorded with more tasks than these, which do not suffice
+            said, holds = [known.text, *said], known.holds
+        model = measured[-1].artifact.get("checkpoint")
+        return Verdict(claim, "measured", "; ".join(said) + (f" (on {model})" if model else ""), holds, measured)
     if claim.id in calculations():
         found = calculations()[claim.id]()
         return Verdict(claim, found.kind, found.text, found.holds)
@@ -124,7 +133,9 @@ def _said(measurement: Measurement) -> str:
     artifact = measurement.artifact
     value = f"{measurement.metric} {estimate.value:.4g} {measurement.unit}".rstrip()
     interval = f" ({estimate.low:.4g} to {estimate.high:.4g})" if estimate.low != estimate.high else ""
-    return f"{artifact.get('engine')} {artifact.get('precision')}: {value}{interval}"
+    bits = artifact.get("bits_per_weight") if measurement.metric == "size" else None
+    width = f", {bits:.3f} bits per weight, {bits / 16:.1%} of 16 bits" if bits else ""
+    return f"{artifact.get('engine')} {artifact.get('precision')}: {value}{interval}{width}"
 
 
 def sources() -> dict[str, str]:
@@ -138,7 +149,10 @@ def sources() -> dict[str, str]:
 
 
 def promised(sources: Iterable[str]) -> list[str]:
-    """Ids that the code of labs attaches to measurements, as in `replace(m, claims=("C079",))`."""
+    """Ids that the code of labs attaches to measurements, as in `replace(m, claims=("C079",))`.
+
+    What only some machines or profiles can measure is attached through a variable, `claims=tested`, and promises nothing.
+    """
     groups = [group for text in sources for group in re.findall(r"claims=\(([^)]*)\)", text)]
     return sorted({name for group in groups for name in re.findall(r"C\d{3}", group)})
 

@@ -169,3 +169,24 @@ computed("C182")(partial(_ratio, 64))
 @computed("C184", "C126")
 def mlx_default() -> Found:
     return Found(f"4 bits with a 16-bit scale and offset for every 64 weights: {4 + 32 / 64:g} bits per weight", True)
+
+
+@computed("C103")
+def ratio_is_a_share() -> Found:
+    bits = 0.8 * (4 + 16 / 128) + 0.2 * (8 + 16 / 512)
+    return Found(f"the share of weights in 4 bits: 0.8 x 4.125 + 0.2 x 8.03 = {bits:.2f} bits, {bits / 16:.2f} of the 16-bit size", False)
+
+
+@computed("C068")
+def openvino_sizes() -> Found:
+    eight, four = 1 - (8 + 16 / 512) / 16, 1 - (4 + 16 / 128) / 16
+    return Found(f"against 16 bits: INT8 with a scale a channel {eight:.1%}, INT4 with one for every 128 weights {four:.1%}", True)
+
+
+@computed("C075")
+def full_precision() -> Found:
+    from labkit.checkpoint import checkpoint
+
+    kinds = {view.dtype for view in checkpoint("edgehome").tensors().values()}
+    said = ", ".join(sorted(kinds))
+    return Found(f"the model in this package is published as {said}, as most are: against float32 a ratio is twice as large", kinds == {"F32"})

@@ -39,7 +39,9 @@ def _python(package: str, stated: str) -> Found:
     return Found(f"{package} {metadata.version(package)} asks for Python {found}", found == f">={stated}")
 
 
-for _id, _package, _stated in (("C099", "olive-ai", "3.8"), ("C107", "openvino", "3.8"), ("C113", "mlx-lm", "3.8")):
+for _id, _package, _stated in (
+    ("C099", "olive-ai", "3.8"), ("C107", "openvino", "3.8"), ("C113", "mlx-lm", "3.8"), ("C135", "onnxruntime-qnn", "3.7"),
+):  # fmt: skip
     computed(_id)(_installed(partial(_python, _package, _stated)))
 
 

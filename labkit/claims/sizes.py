@@ -250,3 +250,22 @@ def student_memory() -> Found:
 def moe_on_a_laptop() -> Found:
     found = 41.9e9 * MLX4 / 8
     return Found(f"41.9 billion weights (stated by the model's card) take {found / GB:.1f} GB at {MLX4:g} bits", None)
+
+
+def _multiple(bits: float) -> Found:
+    """Memory while running, as a multiple of the file: weights and cache of phi-4-mini, working buffers apart."""
+    held = file_bytes("phi-4-mini", bits)
+    rows = ", ".join(f"{1 + cache('phi-4-mini', tokens) / held:.2f} x at {tokens:,} tokens" for tokens in (4096, 32768, 131072))
+    return Found(f"weights and cache of phi-4-mini: {rows}; the cache is added, not multiplied", None)
+
+
+for _id, _bits in (("C025", 16), ("C026", Q4_0), ("C027", Q8_0)):
+    computed(_id)(partial(_multiple, _bits))
+
+
+@computed("C074")
+def sections() -> Found:
+    from labkit.claims import claims
+
+    found = {claim.section for claim in claims().values() if claim.section.startswith("M04-") and claim.section != "M04-00"}
+    return Found(f"numbers are stated in {len(found)} sections after the overview, {min(found)} to {max(found)}", None)

@@ -188,7 +188,9 @@ def run_lab(
 
 
 def environment(lab: Lab, work: Path) -> dict[str, str]:
-    """What a lab's kernel sees: our interpreter and package, its own progress file, threads that do not spin."""
+    """What a lab's kernel sees: our interpreter and package, its own progress file, threads that do not spin for long."""
+    from labkit import host
+
     spec = {
         "argv": [
             sys.executable,
@@ -206,7 +208,7 @@ def environment(lab: Lab, work: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([*ours, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "LABKIT_NOTEBOOK": str(lab.path),
         "LABKIT_PROGRESS": str(work / "progress.json"),
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **host.waiting("short"),
         "PYTHONHASHSEED": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",

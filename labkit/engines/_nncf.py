@@ -70,7 +70,9 @@ def compress(
 def _nncf() -> Any:
     os.environ.setdefault("NNCF_CI", "1")  # without it NNCF reports every call to an analytics server
     import nncf
+    import rich
 
+    rich.reconfigure(force_jupyter=False, force_terminal=False)  # in a notebook its bars would be widgets; this is the log
     for handler in logging.getLogger("nncf").handlers:  # it keeps the stdout of its first import, a log since closed
         if type(handler) is logging.StreamHandler:  # not the ones a test runner adds
             handler.stream = sys.stdout  # setStream would first flush the closed one

@@ -118,6 +118,9 @@ class Runner:
     def close(self) -> None:
         """Free the compiled models. Safe to call twice."""
         self._closed = True
+        if request := self.__dict__.get("_request"):
+            request.reset_state()
+            request.get_compiled_model().release_memory()  # the plugin keeps activations even after the model has gone
         for name in ("_request", "_generator"):
             self.__dict__.pop(name, None)
 

@@ -1,8 +1,8 @@
 """llama.cpp: one GGUF file, written by labkit, quantized and run by llama.cpp's own library.
 
 The steps, in its words: write_gguf, collect_imatrix, quantize_gguf; tensors and metadata look into the file.
-Set OMP_WAIT_POLICY=passive before Python starts where other programs share the processors: the library's threads
-otherwise spin while they wait for each other.
+Where other programs share the processors, set the variables of `labkit.host.waiting("short")` before Python starts: the
+library's threads otherwise spin for long while they wait for each other.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """Apple MLX through mlx-lm: affine and microscaling formats, on Apple GPUs and (as a slow reference) on Linux CPUs.
 
-The steps are `convert_mlx` (checkpoint -> MLX folder) and `quantize_mlx` (MLX folder -> smaller one).
+The steps are `convert_mlx` (checkpoint -> MLX folder) and `quantize_mlx` (MLX folder -> smaller one); `tune_mlx` trains
+an adapter on `write_data`'s folder and `fuse_mlx` adds it to the weights; `restored_weights` reads a folder by numpy alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from labkit.engines import _mlx_config
+from labkit.engines import _mlx_config, _mlx_weights
+from labkit.engines._mlx_lora import GGUF as GGUF
+from labkit.engines._mlx_lora import fuse_mlx as fuse_mlx
+from labkit.engines._mlx_lora import tune_mlx as tune_mlx
+from labkit.engines._mlx_lora import write_data as write_data
 from labkit.engines._tokens import checked
 from labkit.types import Artifact, Built, LabkitError, Recipe
 
@@ -91,7 +98,8 @@ def quantize_mlx(
     model, config = _open(source, {})
     if "quantization" in config:
         raise LabkitError(f"{source} is quantized already; quantize the float model it came from.")
-    _quantize(model, config, precision, group_size, dtype)
+    with contextlib.redirect_stdout(io.StringIO()):  # mlx-lm tells the bits it had before scales were stored as `dtype`
+        _quantize(model, config, precision, group_size, dtype)
     return _save(model, config, folder, source)
 
 
@@ -106,6 +114,16 @@ def stored_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
                 first, last = entry["data_offsets"]
                 found[name] = (entry["dtype"], tuple(entry["shape"]), last - first)
     return found
+
+
+def restored_weights(folder: Path) -> dict[str, np.ndarray]:
+    """Tensor name -> float32 weights of an MLX folder, every format of `PRECISIONS`; MLX itself is not needed."""
+    return _mlx_weights.restored(folder)
+
+
+def quantization(folder: Path) -> dict[str, Any]:
+    """The settings mlx-lm reads back: group_size, bits, mode, and by layer name a map of its own for each exception."""
+    return _mlx_weights.quantization(folder)
 
 
 def load(artifact: Artifact, *, exact: bool = False, threads: int | None = None) -> _Runner:

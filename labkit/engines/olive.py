@@ -1,7 +1,9 @@
 """Olive: a workflow of passes that ends in a GenAI folder, the same kind the onnxruntime engine makes and runs.
 
-The steps, in its words: workflow (the JSON configuration of a recipe), run_workflow (`olive run --config`), run_cli
-X `cd ARTIFACT && olive run --config olive.json` repeats it. Nothing is fetched: all data are local files.
+The steps, in its words: workflow (the JSON configuration of a recipe), run_workflow (`olive run --config`), run_cli (one
+command in a process of its own), Shell (many in one process). Beside them: registered (all passes), steps (what a run did),
+search_over, write_data, write_workflow. `cd ARTIFACT && olive run --config olive.json` repeats a build. Nothing is fetched: all
+data are local files.
 """
 
 from __future__ import annotations
@@ -18,9 +20,15 @@ import numpy as np
 from labkit import engines
 from labkit.engines import _genai, onnxruntime
 from labkit.engines._genai import LOG, GenaiRunner, describe
+from labkit.engines._olive_evaluator import METRICS, NAME
+from labkit.engines._olive_report import passes_of, registered, search_over, steps, write_workflow
+from labkit.engines._olive_shell import SILENT, Shell
 from labkit.types import Artifact, Built, LabkitError, Recipe
 
-__all__ = ["FAMILIES", "PRECISIONS", "build", "load", "perplexity", "run_cli", "run_workflow", "workflow"]
+__all__ = [
+    "FAMILIES", "METRICS", "NAME", "PRECISIONS", "Shell", "build", "load", "passes_of", "perplexity", "registered", "run_cli",
+    "run_workflow", "search_over", "steps", "workflow", "write_data", "write_workflow",
+]  # fmt: skip
 
 TITLE, PACKAGE, EXTRA = "Olive", "olive-ai", "onnx,train"
 FAMILIES = onnxruntime.FAMILIES
@@ -123,7 +131,7 @@ def run_cli(arguments: Sequence[str], folder: str | Path) -> None:
     caches = {name: str(folder / "hub") for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE")}
     command = [*map(str, arguments), "--disable_telemetry"]
     try:
-        _genai.run_child("olive", folder / LOG, env=caches, cwd=folder, arguments=command)
+        _genai.run_child("olive", folder / LOG, env={**caches, **SILENT}, cwd=folder, arguments=command)
     finally:
         shutil.rmtree(folder / "hub", ignore_errors=True)
 
@@ -182,6 +190,15 @@ def _block_passes(
         "hqq": {"type": "OnnxHqqQuantization"},
     }  # fmt: skip
     return {"builder": to_onnx, "quantize": {**kinds[algorithm], **common}}
+
+
+def write_data(checkpoint: Any, folder: str | Path, *, text: str | Path | None = None, samples: int = 16, window: int = 256) -> dict[str, Any]:
+    """Write calibration.json and evaluation.json into `folder`; returns the data_configs entry that reads the former.
+
+    `text`: a UTF-8 file, by default the house's calibration text. The evaluation windows are the text that follows.
+    """
+    _write_data(checkpoint, Path(folder), {"calibration": text, "samples": samples, "window": window})
+    return _data(checkpoint, min(window, checkpoint.context), samples)
 
 
 def _data(checkpoint: Any, window: int, samples: int) -> dict[str, Any]:

@@ -14,10 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.engines import _ir, _nncf
+from labkit.engines import _ir, _ir_weights, _nncf
+from labkit.engines._ir_run import calibration_inputs, ir_logits, quiet_nncf
 from labkit.engines._openvino_runner import MODEL, Runner, core, open_pipeline, properties
 from labkit.types import Artifact, Built, LabkitError, Recipe
 
+__all__ = [
+    "FAMILIES", "FLOATS", "PRECISIONS", "Constant", "build", "calibration_inputs", "compress_ir", "constant_data", "convert_ir",
+    "core", "ir_constants", "ir_logits", "load", "pipeline", "quiet_nncf", "restored_weights", "weight_bytes",
+]  # fmt: skip
 TITLE, PACKAGE, EXTRA = "OpenVINO", "openvino", "openvino"
 MODULES = ("openvino", "openvino_genai")  # what a loaded model has imported
 FAMILIES = _ir.FAMILIES
@@ -105,6 +110,22 @@ def ir_constants(path: Path) -> list[Constant]:
             place = int(data["offset"]), int(data["size"])
             found.setdefault(place, Constant(layer.get("name", ""), data["element_type"], shape, *place))
     return [found[place] for place in sorted(found)]
+
+
+def constant_data(path: Path, name: str) -> Any:
+    """The array that an IR stores under a name, as numpy: codes of compressed weights as integers, bf16 as float32."""
+    found = [c for c in ir_constants(path) if c.name == name]
+    if not found:
+        raise LabkitError(f"{Path(path).name} stores no {name!r}; `ir_constants` lists what it does.")
+    one = found[0]
+    with Path(path).with_suffix(".bin").open("rb") as file:
+        file.seek(one.offset)
+        return _ir_weights.values(file.read(one.bytes), one.dtype, one.shape)
+
+
+def restored_weights(path: Path) -> dict[str, Any]:
+    """Tensor name -> float32 weights (out, in) as an IR's .bin holds them, int8 and int4 codes restored in numpy."""
+    return _ir_weights.restored(ir_constants(path), Path(path).with_suffix(".bin").read_bytes())
 
 
 def weight_bytes(constants: Sequence[Constant]) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
 
+from labkit.train import need_torch
 from labkit.types import LabkitError
 
 
@@ -53,12 +53,6 @@ def _train(args: argparse.Namespace) -> int:
     work = args.work or args.out.with_name(args.out.name + "-work")
     train(plan.scaled(args.steps) if args.steps else plan, work, args.out, compile=not args.no_compile)
     return 0
-
-
-def need_torch() -> None:
-    """A clear sentence instead of an import error: only training and torch scoring need the extra."""
-    if importlib.util.find_spec("torch") is None:
-        raise LabkitError('torch is not installed; training and scoring in torch need it. Try:  pip install "labkit[train]"')
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,15 +17,17 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from labkit.house.catalogue import page
 from labkit.house.language import Task, chatml
-from labkit.house.model import Llama, Shape
+from labkit.house.model import Llama, config
 from labkit.house.tasks import INTENTS, stream
 from labkit.house.tokenizer import save_tokenizer, train_tokenizer
+from labkit.train.folder import load as load_weights  # noqa: F401 - reads what save_weights wrote
+from labkit.train.folder import write_weights
+from labkit.train.state import write_state
 from labkit.types import LabkitError
 
 EVEN = {name: 1.0 for name in INTENTS} | {
@@ -290,9 +291,7 @@ def _resume(work: Path, model: Llama, steppers: list[torch.optim.Optimizer]) -> 
 
 
 def _save(work: Path, model: Llama, steppers: list[torch.optim.Optimizer], state: dict, plan: Plan) -> None:
-    kept = {"model": model.state_dict(), "steppers": [s.state_dict() for s in steppers], **state}
-    torch.save(kept, work / "state.tmp")
-    os.replace(work / "state.tmp", work / "state.pt")
+    write_state({"model": model.state_dict(), "steppers": [s.state_dict() for s in steppers], **state}, work / "state.pt")
     (work / "plan.json").write_text(json.dumps({**asdict(plan), "at_step": state["step"]}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -308,10 +307,7 @@ def _log(work: Path, row: dict) -> None:
 
 def save_weights(model: Llama, folder: Path) -> None:
     """bf16 weights and configuration as an ordinary Hugging Face folder; each file appears whole or not at all."""
-    tensors = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
-    (folder / "model.safetensors.tmp").write_bytes(save(tensors, metadata={"format": "pt"}))
-    os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
-    shape = model.shape
+    write_weights({name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}, folder)
     generation = {
         "bos_token_id": None,
         "eos_token_id": [2, 0],
@@ -319,13 +315,5 @@ def save_weights(model: Llama, folder: Path) -> None:
         "do_sample": False,
         "max_new_tokens": 96,
     }
-    for name, content in (("config.json", shape.config()), ("generation_config.json", generation)):
+    for name, content in (("config.json", config(model.shape)), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def load_weights(folder: Path) -> Llama:
-    """The float32 model of a folder written by `save_weights`."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = Llama(Shape(**{name: config[name] for name in Shape.__dataclass_fields__}))
-    model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-    return model.eval()

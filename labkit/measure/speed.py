@@ -45,7 +45,7 @@ def compare(
     seconds: float = 0.5,
     threads: int | None = None,
     fresh: bool = True,
-    wait: str = "passive",
+    wait: str = "short",
     seed: int = 0,
     runners: Sequence[Any] | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -54,8 +54,8 @@ def compare(
 
     Each artifact is loaded in a fresh process of its own (`fresh=False`: in this one), all before the first round.
     A round gives each two samples of at least `seconds` / 2, in random order and then reversed, every prompt new.
-    Up to `retries` disturbed rounds are taken again. `wait` is OMP_WAIT_POLICY: active (one
-    artifact only) is faster on an idle machine and collapses on a busy one.
+    Up to `retries` disturbed rounds are taken again. `wait` is that of `host.waiting`: active
+    (one artifact only) collapses on a busy machine.
     `details`: prefill_tokens_per_second, ttft_seconds and tokens_per_cpu_second by round; import, load, second load
     and first call in seconds; what others took of the CPU by round; `quiet` and `reason`.
     """
@@ -65,7 +65,7 @@ def compare(
         )
     if wait == "active" and fresh and not runners and len(artifacts) > 1:
         raise LabkitError(
-            "Idle threads of an active wait policy disturb what they are compared with; use wait='passive'."
+            "Idle threads of an active wait policy disturb what they are compared with; use wait='short'."
         )
     rng = np.random.default_rng(seed)
     with ExitStack() as stack:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import labkit
+from labkit import host
 from labkit.build import read
 from labkit.measure.footprint import footprint, reset_peak
 from labkit.types import Artifact, LabkitError
@@ -78,9 +79,9 @@ class Session:
 
 
 class Child:
-    """The same in a fresh process. `wait` is its OMP_WAIT_POLICY."""
+    """The same in a fresh process. `wait`: how its idle threads wait, see `host.waiting`."""
 
-    def __init__(self, artifact: Artifact, wait: str = "passive"):
+    def __init__(self, artifact: Artifact, wait: str = "short"):
         self.artifact = artifact
         self.log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed by `end`
         package = str(Path(labkit.__file__).parents[1])
@@ -88,7 +89,7 @@ class Child:
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from labkit.measure import worker; worker.serve()", str(artifact.path)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, encoding="utf-8",
-            env={**os.environ, "OMP_WAIT_POLICY": wait, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
+            env={**os.environ, **host.waiting(wait), "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
         )  # fmt: skip
         self.pids = (self.process.pid,)
 

@@ -25,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from labkit.host import waiting
 from labkit.types import Artifact, LabkitError
 
 
@@ -95,7 +96,7 @@ def serve(
             process = subprocess.Popen(
                 [sys.executable, "-m", "labkit.serve._llamacpp_main", "--config_file", str(config)],
                 stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_WAIT_POLICY": "passive"},  # two spinning processes on two cores starve each other
+                env={**os.environ, **waiting("short")},  # two spinning processes on two cores starve each other
             )
         try:
             server = Server(f"http://{host}:{port}", api_key, log)

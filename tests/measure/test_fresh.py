@@ -39,7 +39,7 @@ def test_children_are_timed_side_by_side_and_end(built):
         assert one.details["load_seconds"] > 0 and one.details["first_call_seconds"] > 0
         assert one.artifact["precision"] == artifact.recipe.precision
         assert isinstance(one.details["quiet"], bool)
-        assert one.workload["wait_policy"] == "passive"
+        assert one.workload["wait_policy"] == "short"
 
 
 def test_a_shared_library_that_prints_does_not_break_the_protocol(built):

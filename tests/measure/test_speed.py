@@ -129,7 +129,7 @@ def test_bad_requests(artifact, calm):
 
     with pytest.raises(LabkitError, match="speed takes no exact"):
         speed(artifact, exact=True)
-    with pytest.raises(LabkitError, match="passive"):
+    with pytest.raises(LabkitError, match="short"):
         compare([artifact] * 2, wait="active")
 
     class Short(FakeRunner):

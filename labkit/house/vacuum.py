@@ -1,0 +1,74 @@
+"""An intent the house model was never taught: the robot vacuum. For labs that teach a trained model something new.
+
+Wordings of the two splits are disjoint, and so are their slots (the house's own rule, `Turn.held_out`): a held-out task
+asks for a room and power never seen together, in a sentence never seen. The shipped model has met neither.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from labkit.house.language import Task, Turn, chatml, make_task, say
+from labkit.house.words import LANGS, in_rooms, some_rooms
+from labkit.types import LabkitError
+
+POWERS = {  # canonical -> how it is said; "normal" is also what is meant when nothing is said
+    "quiet": ("quietly", "em silêncio"),
+    "normal": ("", ""),
+    "strong": ("at full power", "na potência máxima"),
+}
+WORDINGS = {
+    ("train", "en"): [
+        "vacuum <in> <how>",
+        "(run|start) the vacuum <in> <how>",
+        "(can|could) you vacuum <in> <how>?",
+        "<in>, vacuum the floor <how>",
+        "I want the vacuum (running|working) <in> <how>",
+        "the floor <in> needs the vacuum <how>",
+    ],
+    ("train", "pt"): [
+        "aspire <in> <how>",
+        "(ligue|rode) o aspirador <in> <how>",
+        "(pode|dá para) aspirar <in> <how>?",
+        "<in>, aspire o chão <how>",
+        "quero o aspirador (ligado|rodando) <in> <how>",
+        "o chão <in> precisa do aspirador <how>",
+    ],
+    ("heldout", "en"): [
+        "send the vacuum to work <in> <how>",
+        "please have the vacuum clean <in> <how>",
+        "will you run the vacuum <how> <in>?",
+        "<how> vacuum the dust <in>",
+    ],
+    ("heldout", "pt"): [
+        "mande o aspirador limpar <in> <how>",
+        "passe o aspirador <in> <how>",
+        "você pode ligar o aspirador <how> <in>?",
+        "<how> aspire o pó <in>",
+    ],
+}
+
+
+def draw(rng: Random, lang: str, tier: int, split: str) -> Turn:
+    """One request to vacuum one room (tiers 1 and 2) or one to three (tier 3); slots are not looked at here."""
+    rooms, power = some_rooms(rng, tier), rng.choice(list(POWERS))
+    slots = {"in": in_rooms(rooms, lang), "how": POWERS[power][lang == "pt"]}
+    text = say(rng, lang, tier, WORDINGS[split, lang], **slots)
+    answer = {"intent": "vacuum", "rooms": rooms, "power": power}
+    return Turn(" ".join(text.split()).replace(" ?", "?").replace(" .", ".").replace(" ,", ","), answer, [rooms, power])
+
+
+def tasks(split: str = "heldout", n: int = 60, seed: int = 0) -> list[Task]:
+    """`n` different tasks, balanced over tiers and languages; the same for the same arguments. split: "train", "heldout"."""
+    if split not in ("train", "heldout"):
+        raise LabkitError(f"The vacuum's tasks have the splits train and heldout, not {split!r}: choose one of them.")
+    cells = [(lang, tier) for tier in (1, 2, 3) for lang in LANGS]
+    rng, seen, found = Random(f"vacuum {split} {seed}"), set(), []
+    while len(found) < n:
+        lang, tier = cells[len(found) % len(cells)]
+        turn = draw(rng, lang, tier, split)
+        task = make_task([turn], tier, lang, split)
+        if turn.held_out == (split == "heldout") and chatml(task.messages) not in seen:
+            seen.add(chatml(task.messages))
+            found.append(task)
+    return found
