@@ -137,7 +137,7 @@ def _headline_row(key: str, row: pd.Series, shown: Mapping[str, pd.DataFrame]) -
 def size_against_perplexity(frame: pd.DataFrame) -> go.Figure:
     """Smaller to the left, better below: megabytes of weights against perplexity."""
     rows = points(frame, "perplexity")
-    fig = _figure(tr("Smaller files, more perplexity"), tr("weights, MB (log)"), tr("perplexity"))
+    fig = figure(tr("Smaller files, more perplexity"), tr("weights, MB (log)"), tr("perplexity"))
     fig.update_xaxes(type="log")
     return _scatter(fig, rows, rows["weight_bytes"] / 1e6)
 
@@ -146,7 +146,7 @@ def bits_against_divergence(frame: pd.DataFrame) -> go.Figure:
     """Effective bits per weight against KL divergence, on a log scale: near a line, until it is not."""
     rows = points(frame, "divergence")
     rows = rows[rows["value"] > 0]  # the reference against itself has no place on a log axis
-    fig = _figure(tr("Fewer bits, more divergence"), tr("bits per weight, measured"), tr("KL divergence, nats per token (log)"))
+    fig = figure(tr("Fewer bits, more divergence"), tr("bits per weight, measured"), tr("KL divergence, nats per token (log)"))
     fig.update_yaxes(type="log")
     return _scatter(fig, rows, rows["bits_per_weight"])
 
@@ -174,12 +174,12 @@ def decode_speed(frame: pd.DataFrame) -> go.Figure:
     from labkit.ledger import comparable
 
     rows = points(comparable(frame[frame["metric"] == "speed"]) if len(frame) else frame, "speed")
-    fig = _figure(tr("Writing one token after another"), "", tr("decode, tokens/s"))
+    fig = figure(tr("Writing one token after another"), "", tr("decode, tokens/s"))
     for engine, part in rows.groupby("engine", sort=False):
         busy = [not details.get("quiet", True) for details in part["details"]]
         names = [tr("{name} (busy machine)", name=name) if was else name for name, was in zip(part["label"], busy, strict=True)]
         fig.add_bar(
-            x=[[engine] * len(part), names], y=part["value"], name=engine, marker_color=_colour(engine),
+            x=[[engine] * len(part), names], y=part["value"], name=engine, marker_color=colour(engine),
             marker_pattern_shape=["/" if was else "" for was in busy], error_y=_bars(part),
         )  # fmt: skip
     return fig.update_layout(showlegend=False)
@@ -191,7 +191,7 @@ def memory_bars(frame: pd.DataFrame) -> go.Figure:
 
     rows = points(comparable(frame[frame["metric"] == "memory"]) if len(frame) else frame, "memory")
     names = [rows["engine"].tolist(), rows["label"].tolist()]
-    fig = _figure(tr("What a process needs, beside what the file holds"), "", "MB")
+    fig = figure(tr("What a process needs, beside what the file holds"), "", "MB")
     fig.add_bar(x=names, y=rows["weight_bytes"] / 1e6, name=tr("weights as stored"), marker_color=SKY)
     fig.add_bar(
         x=names, y=rows["value"] / 1e6, name=tr("peak memory, less the engine's own"), marker_color=BLUE,
@@ -205,7 +205,7 @@ def roofline(frame: pd.DataFrame) -> go.Figure:
     from labkit.ledger import comparable
 
     rows = points(comparable(frame[frame["metric"] == "roofline"]) if len(frame) else frame, "roofline")
-    fig = _figure(tr("Under the roof"), tr("operations per byte read (log)"), tr("operations/s (log)"))
+    fig = figure(tr("Under the roof"), tr("operations per byte read (log)"), tr("operations/s (log)"))
     best = max((row["details"] for _, row in rows.iterrows()), key=lambda d: d["bandwidth_bytes_per_second"])
     ridge, flops = best["ridge_operations_per_byte"], best["multiply_operations_per_second"]
     x = np.geomspace(min(0.05, ridge / 10), max(100, ridge * 10), 60)
@@ -235,7 +235,7 @@ def _scatter(
         fig.add_scatter(
             x=x.loc[part.index], y=part["value"], error_y=_bars(part), mode=mode, name=engine, legendgroup=engine,
             showlegend=legend, text=part["label"], textposition="middle right", cliponaxis=False, marker=_markers(part),
-            line={"color": _colour(engine)}, hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}", **where,
+            line={"color": colour(engine)}, hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}", **where,
         )  # fmt: skip
     return fig
 
@@ -250,10 +250,10 @@ def _bars(rows: pd.DataFrame, scale: float = 1.0) -> dict[str, Any]:
 
 def _markers(rows: pd.DataFrame) -> dict[str, Any]:
     symbols = [MARKERS[precision_class(precision)] for precision in rows["precision"]]
-    return {"symbol": symbols, "size": 11, "color": [_colour(engine) for engine in rows["engine"]]}
+    return {"symbol": symbols, "size": 11, "color": [colour(engine) for engine in rows["engine"]]}
 
 
-def _colour(engine: str) -> str:
+def colour(engine: str) -> str:
     return COLOURS.get(engine, BLACK)
 
 
@@ -264,7 +264,7 @@ def weight_histogram(weights: np.ndarray, levels: Sequence[float] = (), bins: in
     """How a matrix's weights are spread, and the values a quantizer offers them (`levels`)."""
     values = np.asarray(weights, dtype=np.float32).ravel()
     count, edges = np.histogram(values, bins=bins)
-    fig = _figure(tr("Weights and the values they may take"), tr("weight"), tr("how many (log)"))
+    fig = figure(tr("Weights and the values they may take"), tr("weight"), tr("how many (log)"))
     fig.add_bar(x=(edges[:-1] + edges[1:]) / 2, y=count, marker_color=SKY, name=tr("weights"), width=np.diff(edges))
     for i, level in enumerate(levels):
         fig.add_vline(x=float(level), line={"color": RED, "width": 1}, opacity=0.7, name=tr("level"), showlegend=i == 0)
@@ -274,7 +274,7 @@ def weight_histogram(weights: np.ndarray, levels: Sequence[float] = (), bins: in
 def error_heatmap(error: np.ndarray, title: str = "", cells: int = 128) -> go.Figure:
     """Absolute error over a matrix (rows, columns), as root mean squares over at most `cells` patches a side."""
     patches = _patches(np.asarray(error, dtype=np.float64), cells)
-    fig = _figure(title or tr("Where rounding went wrong"), tr("input column"), tr("output row"))
+    fig = figure(title or tr("Where rounding went wrong"), tr("input column"), tr("output row"))
     rows, columns = (np.linspace(0, n, m, endpoint=False) for n, m in zip(np.shape(error), patches.shape, strict=True))
     bar = {"title": {"text": tr("RMS error")}}
     fig.add_heatmap(z=patches.astype(np.float32), x=columns, y=rows, colorscale="Cividis", colorbar=bar)
@@ -296,7 +296,7 @@ def _patches(matrix: np.ndarray, cells: int) -> np.ndarray:
 
 def levels(codebooks: Mapping[str, Sequence[float]]) -> go.Figure:
     """The values each format can hold, as ticks on one number line a format."""
-    fig = _figure(tr("The values a format can hold"), tr("value"), "")
+    fig = figure(tr("The values a format can hold"), tr("value"), "")
     for i, (name, values) in enumerate(codebooks.items()):
         colour = (BLUE, ORANGE, GREEN, RED, PINK, SKY)[i % 6]
         marker = {"symbol": "line-ns-open", "size": 16, "color": colour, "line": {"width": 2}}
@@ -310,7 +310,8 @@ def levels(codebooks: Mapping[str, Sequence[float]]) -> go.Figure:
 # --- the common dress --------------------------------------------------------------------------------------------
 
 
-def _figure(title: str, x: str, y: str) -> go.Figure:
+def figure(title: str, x: str, y: str) -> go.Figure:
+    """An empty figure in the course's dress, its axes titled."""
     import plotly.graph_objects as go
 
     fig = _dress(go.Figure(), title)

@@ -46,24 +46,24 @@ def constraints(
     picture(table, megabytes, tokens_per_second, loss, proof)  # refuse a bad table now, in one sentence
     most, fastest = _top(table["size"] / 1e6, megabytes), _top(table["speed"], tokens_per_second)
     lazy = {"continuous_update": False}
-    room = w.FloatSlider(value=megabytes, min=0, max=most, step=most / 100, **lazy, **panels._dress(tr("at most, MB")))
+    room = w.FloatSlider(value=megabytes, min=0, max=most, step=most / 100, **lazy, **panels.described(tr("at most, MB")))
     pace = w.FloatSlider(
-        value=tokens_per_second, min=0, max=fastest, step=fastest / 100, **lazy, **panels._dress(tr("at least, tokens/s"))
+        value=tokens_per_second, min=0, max=fastest, step=fastest / 100, **lazy, **panels.described(tr("at least, tokens/s"))
     )
     lost = w.FloatSlider(
-        value=100 * loss, min=0, max=max(10.0, 100 * loss), step=0.25, **lazy, **panels._dress(tr("accuracy lost, %"))
+        value=100 * loss, min=0, max=max(10.0, 100 * loss), step=0.25, **lazy, **panels.described(tr("accuracy lost, %"))
     )
-    sure = w.Dropdown(options=panels._named(PROOFS), value=PROOFS[not proof], **panels._dress(tr("must meet the limit")))
+    sure = w.Dropdown(options=panels.named(PROOFS), value=PROOFS[not proof], **panels.described(tr("must meet the limit")))
     place, said = w.Output(), w.HTML()
 
     def draw(_: object = None) -> None:
         spec, shown, sentence = picture(table, room.value, pace.value, lost.value / 100, sure.value == PROOFS[0])
-        panels._draw(place, said, spec, sentence, shown)
+        panels.redraw(place, said, spec, sentence, shown)
 
     for control in (room, pace, lost, sure):
         control.observe(draw, names="value")
     draw()
-    return panels._panel(room, pace, lost, sure, place, said)
+    return panels.panel(room, pace, lost, sure, place, said)
 
 
 def picture(
@@ -95,13 +95,13 @@ def _judged(table: pd.DataFrame, megabytes: float, tokens_per_second: float, los
 
 def _figure(judged: pd.DataFrame, names: list[str], megabytes: float, tokens_per_second: float) -> dict[str, Any]:
     """Size against speed; what fits is in its engine's colour, the rest is grey, the limits are lines."""
-    fig = charts._figure(tr("What fits, from what was measured"), tr("weights, MB"), tr("decode, tokens/s"))
+    fig = charts.figure(tr("What fits, from what was measured"), tr("weights, MB"), tr("decode, tokens/s"))
     above = [int(rank) % 2 == 0 for rank in judged["size"].rank(method="first")]  # neighbours' labels stand apart
     labelled = judged.assign(name=names, place=["top center" if one else "bottom center" for one in above])
     for fits, word in ((True, FITS), (False, NOT)):
         rows = labelled[labelled["fits"] == fits]
         shapes = [charts.MARKERS[charts.precision_class(precision)] for precision in rows["precision"]]
-        colours = [charts._colour(engine) if fits else GREY for engine in rows["engine"]]
+        colours = [charts.colour(engine) if fits else GREY for engine in rows["engine"]]
         fig.add_scatter(
             x=rows["size"] / 1e6, y=rows["speed"], mode="markers+text", name=tr(word), text=rows["name"],
             textposition=list(rows["place"]), cliponaxis=False, marker={"symbol": shapes, "size": 12, "color": colours},

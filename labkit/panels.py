@@ -38,7 +38,7 @@ def language(changed: Callable[[], None]) -> Any:
     import ipywidgets as w
 
     options = [(title, code) for code, title in i18n.LANGUAGES.items()]
-    choice = w.Dropdown(options=options, value=i18n.language(), **_dress("Language / Idioma"))
+    choice = w.Dropdown(options=options, value=i18n.language(), **described("Language / Idioma"))
     said = w.HTML(STATUS.format(""))
 
     def keep(_: object) -> None:
@@ -47,10 +47,10 @@ def language(changed: Callable[[], None]) -> Any:
         said.value = STATUS.format(html.escape(tr("labkit speaks English from now on; run a cell again to read it so.")))
 
     choice.observe(keep, names="value")
-    return _panel(choice, said)
+    return panel(choice, said)
 
 
-def _panel(*parts: Any) -> Any:
+def panel(*parts: Any) -> Any:
     """The parts of a panel in a column, with the script that opens it to keyboards and screen readers."""
     import ipywidgets as w
 
@@ -63,7 +63,7 @@ def _script() -> str:
     return SCRIPT.read_text(encoding="utf-8")
 
 
-def _dress(description: str) -> dict[str, Any]:
+def described(description: str) -> dict[str, Any]:
     """What all controls have in common; without a tooltip, ipywidgets would show the word "null" there."""
     layout = {"width": "36em", "max_width": "98%"}
     return {"description": description, "tooltip": description, "style": WIDE, "layout": layout}
@@ -92,24 +92,24 @@ def matrix(weights: Any, bits: int | str = 4, per: str = "group", group: int = 3
     matrixchart.quantize(drawn.weights[:1], bits, per, group, scheme)  # refuse a bad start value now, in one sentence
     steps = matrixchart.PRECISIONS if str(bits) in matrixchart.PRECISIONS else (str(bits), *matrixchart.PRECISIONS)
     groups = sorted({*(g for g in matrixchart.GROUPS if drawn.weights.shape[1] % g == 0), *([group] if per == "group" else [])})
-    precision = w.SelectionSlider(options=_named(steps), value=str(bits), **_dress(tr("bits a code")))
-    grain = w.Dropdown(options=_named(matrixchart.GRAINS), value=per, **_dress(tr("one scale per")))
-    size = w.SelectionSlider(options=groups, value=group if group in groups else groups[0], **_dress(tr("group size")))
-    kind = w.Dropdown(options=_named(matrixchart.SCHEMES), value=scheme, **_dress(tr("scheme")))
+    precision = w.SelectionSlider(options=named(steps), value=str(bits), **described(tr("bits a code")))
+    grain = w.Dropdown(options=named(matrixchart.GRAINS), value=per, **described(tr("one scale per")))
+    size = w.SelectionSlider(options=groups, value=group if group in groups else groups[0], **described(tr("group size")))
+    kind = w.Dropdown(options=named(matrixchart.SCHEMES), value=scheme, **described(tr("scheme")))
     place, said = w.Output(), w.HTML()
 
     def draw(_: object = None) -> None:
         size.disabled, kind.disabled = grain.value != "group", precision.value == "ternary"
         spec, table, sentence = matrixchart.picture(drawn, precision.value, grain.value, size.value, kind.value)
-        _draw(place, said, spec, sentence, table)
+        redraw(place, said, spec, sentence, table)
 
     for control in (precision, grain, size, kind):
         control.observe(draw, names="value")
     draw()
-    return _panel(precision, grain, size, kind, place, said)
+    return panel(precision, grain, size, kind, place, said)
 
 
-def _named(values: Iterable[str]) -> list[tuple[str, str]]:
+def named(values: Iterable[str]) -> list[tuple[str, str]]:
     """Options as (what is shown, value)."""
     return [(tr(value), value) for value in values]
 
@@ -137,20 +137,20 @@ def ladder(frame: pd.DataFrame, ask: Callable[[str], str], precision: str | None
     rungs = _rungs(frame)
     base = json.loads(_ladder_figure(frame).to_json())
     slider = w.SelectionSlider(
-        options=list(rungs), value=_start(rungs, precision), continuous_update=False, **_dress(tr("precision"))
+        options=list(rungs), value=_start(rungs, precision), continuous_update=False, **described(tr("precision"))
     )
     place, said, reply = w.Output(), w.HTML(), w.HTML()
 
     def draw(_: object = None) -> None:
         name = slider.value
         about = _ladder_table({name: rungs[name]})
-        _draw(place, said, _marked(base, rungs[name]["bits per weight"]), f"{name}: {_figures(rungs[name])}", about)
+        redraw(place, said, _marked(base, rungs[name]["bits per weight"]), f"{name}: {_figures(rungs[name])}", about)
         reply.value = STATUS.format(html.escape(tr("{name} is answering.", name=name)))
         reply.value = STATUS.format(_answer(ask, name))
 
     slider.observe(draw, names="value")
     draw()
-    return _panel(slider, reply, said, place)
+    return panel(slider, reply, said, place)
 
 
 def _answer(ask: Callable[[str], str], name: str) -> str:
@@ -221,7 +221,7 @@ def _figures(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _draw(place: Any, said: Any, spec: dict[str, Any], sentence: str, table: pd.DataFrame) -> None:
+def redraw(place: Any, said: Any, spec: dict[str, Any], sentence: str, table: pd.DataFrame) -> None:
     """Replace the figure in an Output in one step, and put its words and table where a screen reader hears them.
 
     `spec` is plotly JSON: building a figure object at every step of a slider would take most of its time.
@@ -241,7 +241,7 @@ def _draw(place: Any, said: Any, spec: dict[str, Any], sentence: str, table: pd.
 def quiz(asked: Quiz) -> Any:
     """A form for a quiz: choices, a button and the explanation, one block a question."""
 
-    return _panel(*(_question(number, one) for number, one in enumerate(asked.questions, 1)))
+    return panel(*(_question(number, one) for number, one in enumerate(asked.questions, 1)))
 
 
 def _question(number: int, question: Question) -> Any:

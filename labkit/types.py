@@ -26,6 +26,10 @@ class LabkitError(Exception):
     """
 
 
+class NotInstalled(LabkitError):
+    """A package is absent; the sentence ends with the command that installs it. In a lab, the cell is skipped."""
+
+
 @dataclass(frozen=True, init=False)
 class Recipe:
     """What to build: an engine, a precision in that engine's own word, and options.

@@ -60,7 +60,9 @@ def start(lab_id: str, profile: str | None = None) -> Session:
     from IPython.display import display
 
     from labkit import panels
+    from labkit.course.absent import go_on_without
 
+    go_on_without()
     about = _notebook_metadata()
     i18n.follow(about.get("language", i18n.ENGLISH))
     profile = profile or _notebook_profile() or "ci"

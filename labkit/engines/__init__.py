@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from labkit.types import LabkitError
+from labkit.types import LabkitError, NotInstalled
 
 ENGINES = ("llamacpp", "onnxruntime", "olive", "openvino", "mlx")
 
@@ -36,5 +36,5 @@ def require(name: str) -> ModuleType:
     """The engine's module, or one sentence with the command that installs what it needs."""
     module = engine(name)
     if version(name) is None:
-        raise LabkitError(f'{module.TITLE} is not installed. Try:  pip install "labkit[{module.EXTRA}]"')
+        raise NotInstalled(f'{module.TITLE} is not installed. Try:  pip install "labkit[{module.EXTRA}]"')
     return module

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.types import LabkitError
+from labkit.types import LabkitError, NotInstalled
 
 # Numbers of `enum ggml_type`, by the names the library itself prints.
 TYPES = {
@@ -48,7 +48,7 @@ def library() -> Any:
     try:
         from llama_cpp import llama_cpp
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
-        raise LabkitError(
+        raise NotInstalled(
             f'llama.cpp cannot be used here ({error}). Try:  pip install "labkit[llamacpp]"  (it needs a C++ compiler)'
         ) from None
     if not already or not _log.installed:

@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import importlib.util
 
-from labkit.types import LabkitError
+from labkit.types import NotInstalled
 
 
 def need_torch() -> None:
     """A clear sentence instead of an import error: of these modules only `data`, `splits`, `search` and `track` do without."""
     if importlib.util.find_spec("torch") is None:
-        raise LabkitError('torch is not installed; training and scoring in torch need it. Try:  pip install "labkit[train]"')
+        raise NotInstalled('torch is not installed; training and scoring in torch need it. Try:  pip install "labkit[train]"')
