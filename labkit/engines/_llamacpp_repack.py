@@ -3,24 +3,33 @@
 llama.cpp's CPU backend offers two buffer types for weights: CPU_REPACK, whose rows are interleaved for vector
 instructions, and AMX, whose tiles the release inside llama-cpp-python 0.3.36 configures wrongly: the compiler drops most
 of the configuration, and the next tile instruction is illegal (https://github.com/ggml-org/llama.cpp/pull/26954). Where
-both are compiled in, AMX is taken first. Naming the buffer type of each tensor takes the other one.
+both are compiled in, AMX is taken first. Naming the buffer type of each tensor takes the other one. Whether that holds
+is tried in a process of its own first, once for a machine and a version: a wrong guess would end this one.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from labkit import host
+from labkit._files import read_json, write_json
 from labkit.engines import _ggml
+from labkit.types import LabkitError
 
 # Types with interleaved rows on x86, and the instructions they ask for (ggml_repack_get_optimal_repack_type in ggml's
 # repack.cpp). Rows are taken eight at a time.
 REPACKED = {"q4_0": "AVX2", "iq4_nl": "AVX2", "q4_k": "AVX2", "q2_k": "AVX512"}
 ROWS = 8
 WITHOUT_AMX = "tensor by tensor: this build's AMX code would stop the process"
+OFF = "off: this build's AMX code would stop the process"
+TRIAL, SECONDS = "LABKIT_REPACK_TRIAL", 120  # set in the process that tries; how long it may take
 LOOKED_UP = re.compile(r"token_embd|position_embd")  # rows of these are also read one by one, which needs them as they are
 
 
@@ -32,7 +41,44 @@ class Override(ctypes.Structure):
 
 def broken_amx() -> bool:
     """Whether this build would use AMX for rearranged weights, which kills the process."""
-    return b"AMX_INT8 = 1" in _ggml.library().llama_print_system_info()
+    return bool(os.environ.get(TRIAL)) or b"AMX_INT8 = 1" in _ggml.library().llama_print_system_info()
+
+
+def holds(path: Path) -> bool:
+    """Whether a process that opens this file tensor by tensor and reads a prompt lives; remembered in labkit's home."""
+    if os.environ.get(TRIAL):
+        return True
+    key = f"llama-cpp-python {host.versions().get('llama-cpp-python')}, {host.cpu_model()}"
+    notes = host.home() / "repack.json"
+    try:
+        known = read_json(notes, "Record") if notes.exists() else {}
+    except LabkitError:  # damaged: try again
+        known = {}
+    if key not in known:
+        known[key] = _tried(path)
+        write_json(notes, known)
+    return known[key]
+
+
+def _tried(path: Path) -> bool:
+    code = "import sys; from labkit.engines._llamacpp_repack import trial; trial(sys.argv[1])"
+    package = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], env={**os.environ, TRIAL: "1", "PYTHONPATH": package},
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def trial(path: str) -> None:
+    """What the trying process does: a prompt of several tokens, which multiplies matrices, and one token more."""
+    from labkit.engines._llamacpp_runner import LlamaRunner
+
+    with LlamaRunner(path, exact=False, threads=1, repack=True) as runner:
+        list(runner.generate([1, 2, 3, 4, 5, 6, 7, 8], 2))
 
 
 def overrides(tensors: Iterable[Mapping[str, Any]]) -> Any:

@@ -68,8 +68,11 @@ class LlamaRunner:
         params = llama.llama_model_default_params()
         params.n_gpu_layers = 0
         params.use_extra_bufts = repack and not _llamacpp_repack.broken_amx()
-        chosen = _llamacpp_repack.overrides(table) if repack and not params.use_extra_bufts else None
+        singly = repack and not params.use_extra_bufts and _llamacpp_repack.holds(path)
+        chosen = _llamacpp_repack.overrides(table) if singly else None
         params.tensor_buft_overrides = ctypes.cast(chosen, ctypes.c_void_p) if chosen else None
+        how = True if params.use_extra_bufts else _llamacpp_repack.WITHOUT_AMX if chosen else _llamacpp_repack.OFF if repack else False
+        repack = how not in (False, _llamacpp_repack.OFF)
         mmap = not repack if self._mmap is None else self._mmap
         params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if mmap else llama.LLAMA_LOAD_MODE_NONE
         with _ggml.logged() as log:
@@ -84,7 +87,7 @@ class LlamaRunner:
             "batch_threads": self._threads,
             "flash_attention": self._flash,
             "kv_type": self._kv_type,
-            "repack": repack if params.use_extra_bufts or not repack else _llamacpp_repack.WITHOUT_AMX,
+            "repack": how,
             "mmap": mmap,
             "batch": self._batch,
             "exact": self._exact,

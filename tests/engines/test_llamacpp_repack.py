@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ def q4(tiny_llama, tmp_path_factory):
 
 
 @pytest.fixture
-def amx(monkeypatch):
+def amx(monkeypatch, home):
     monkeypatch.setattr(repack, "broken_amx", lambda: True)
 
 
@@ -58,3 +60,19 @@ def test_rows_that_are_looked_up_or_do_not_divide_stay_as_they_are(monkeypatch):
     assert repack._fits(fits)
     changes = ({"name": "token_embd.weight"}, {"shape": (100, 256)}, {"shape": (512,)}, {"type": "q6_k"}, {"type": "q2_k"})
     assert not any(repack._fits(fits | change) for change in changes)
+
+
+def test_it_is_tried_in_a_process_of_its_own_and_remembered(q4, amx, monkeypatch, home):
+    assert repack.holds(q4) is True and list(json.loads((home / "repack.json").read_text()).values()) == [True]
+    monkeypatch.setattr(repack, "_tried", lambda path: pytest.fail("tried again"))
+    assert repack.holds(q4) is True
+
+
+@pytest.mark.parametrize("ending", ["os.kill(os.getpid(), 4)", "time.sleep(60)"])
+def test_a_process_that_dies_or_hangs_leaves_the_weights_as_they_are(q4, amx, monkeypatch, ending):
+    run = repack.subprocess.run
+    dying = [repack.sys.executable, "-c", f"import os, time; {ending}"]
+    monkeypatch.setattr(repack.subprocess, "run", lambda command, **given: run(dying, **given))
+    monkeypatch.setattr(repack, "SECONDS", 1)
+    logits, how = _logits(q4)
+    assert how == repack.OFF and len(logits)
