@@ -30,7 +30,7 @@ def tuned(tmp_path_factory):
     root = tmp_path_factory.mktemp("lora")
     base = engine.convert_mlx(labkit.checkpoint("edgehome"), root / "base", "f32")
     data = engine.write_data(root / "data", {"train": [CHAT] * 2, "valid": [CHAT] * 2, "test": [CHAT] * 2})
-    history = engine.tune_mlx(base, data, root / "adapter", iters=4, batch_size=2, layers=2, report=1)
+    history = engine.tune_mlx(base, data, root / "adapter", iters=4, batch_size=2, layers=2, learning_rate=1e-3, report=1)
     return root, base, history
 
 
