@@ -14,7 +14,6 @@ from labkit.types import Measurement
 Newest = dict[tuple[str, str], Measurement]  # (metric, precision) -> measurement
 ORDER = ("f16", "q8_0", "q4_k_m")
 SIXTEEN = ("f16", "fp16")
-SMALL = 100e6  # weights: below, nothing follows for the speed of the models the chapters mean
 
 
 def newest(measurements: Iterable[Measurement]) -> Newest:
@@ -90,6 +89,7 @@ def _faster(precision: str, least: float, most: float) -> Callable[[Newest], boo
 
     def judge(measured: Newest) -> bool | None:
         from labkit import stats
+        from labkit.headline import SMALL
 
         few = measured.get(("speed", precision))
         full = next((measured["speed", name] for name in SIXTEEN if ("speed", name) in measured), None)

@@ -14,7 +14,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,16 @@ class Override(ctypes.Structure):
 def broken_amx() -> bool:
     """Whether this build would use AMX for rearranged weights, which kills the process."""
     return bool(os.environ.get(TRIAL)) or b"AMX_INT8 = 1" in _ggml.library().llama_print_system_info()
+
+
+def way(path: Path, tensors: Sequence[Mapping[str, Any]]) -> tuple[bool | str, Any]:
+    """How a file's weights are rearranged, as its settings say it, and the overrides that does it, if any."""
+    if not any(tensor["type"] in REPACKED for tensor in tensors):
+        return False, None
+    if not broken_amx():
+        return True, None
+    chosen = overrides(tensors) if holds(path) else None
+    return (WITHOUT_AMX if chosen else OFF), chosen
 
 
 def holds(path: Path) -> bool:

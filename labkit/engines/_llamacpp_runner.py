@@ -63,17 +63,12 @@ class LlamaRunner:
 
         llama = self._llama
         # repacked weights are a copy: mapping the file as well would hold them twice
-        table = tensors(path)
-        repack = repack and any(tensor["type"] in _llamacpp_repack.REPACKED for tensor in table)
+        how, chosen = _llamacpp_repack.way(path, tensors(path)) if repack else (False, None)
         params = llama.llama_model_default_params()
         params.n_gpu_layers = 0
-        params.use_extra_bufts = repack and not _llamacpp_repack.broken_amx()
-        singly = repack and not params.use_extra_bufts and _llamacpp_repack.holds(path)
-        chosen = _llamacpp_repack.overrides(table) if singly else None
+        params.use_extra_bufts = how is True
         params.tensor_buft_overrides = ctypes.cast(chosen, ctypes.c_void_p) if chosen else None
-        how = True if params.use_extra_bufts else _llamacpp_repack.WITHOUT_AMX if chosen else _llamacpp_repack.OFF if repack else False
-        repack = how not in (False, _llamacpp_repack.OFF)
-        mmap = not repack if self._mmap is None else self._mmap
+        mmap = not (how is True or chosen) if self._mmap is None else self._mmap
         params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if mmap else llama.LLAMA_LOAD_MODE_NONE
         with _ggml.logged() as log:
             self._model = llama.llama_model_load_from_file(str(path).encode(), params)
