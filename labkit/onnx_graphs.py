@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labkit.measure.scoring import log_sum_exp, nll
 from labkit.types import LabkitError
 
 if TYPE_CHECKING:
@@ -92,10 +93,7 @@ def stepper(opened: Any) -> Callable[[Sequence[int]], np.ndarray]:
 
 def perplexity(opened: Any, windows: Sequence[Sequence[int]]) -> float:
     """exp of the mean negative log likelihood of every token of the windows but their first."""
-    losses = []
-    for window in windows:
-        rows = _log_softmax(logits(opened, window)[:-1].astype(np.float64))
-        losses.append(-rows[np.arange(len(rows)), window[1:]])
+    losses = [nll(logits(opened, window)[:-1], np.asarray(window[1:])) for window in windows]
     return float(np.exp(np.concatenate(losses).mean()))
 
 
@@ -103,14 +101,10 @@ def divergence(opened: Any, reference: Any, windows: Sequence[Sequence[int]]) ->
     """Mean KL in nats a token of one session's distributions from the reference's, over all positions of the windows."""
     total = []
     for window in windows:
-        p, q = (_log_softmax(logits(one, window).astype(np.float64)) for one in (reference, opened))
+        rows = [logits(one, window).astype(np.float64) for one in (reference, opened)]
+        p, q = (one - log_sum_exp(one)[:, None] for one in rows)
         total.append((np.exp(p) * (p - q)).sum(axis=1))
     return float(np.concatenate(total).mean())
-
-
-def _log_softmax(rows: np.ndarray) -> np.ndarray:
-    rows = rows - rows.max(axis=1, keepdims=True)
-    return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
 
 
 def operators(graph: str | Path | Any, level: str | None = None) -> Counter[str]:

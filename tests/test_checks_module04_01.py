@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
-from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
+from exercise_cells import cells
 
 from labkit.course import exercises
 from labkit.course.generate import stub
 
-LAB = Path(__file__).parent / "solutions" / "module04_quantization" / "01_foundations.ipynb"
+LAB = "module04_quantization/01_foundations.ipynb"
 
 
-def cells() -> list[tuple[str, str, str]]:
-    """(exercise, name of the answer, source) of every exercise cell."""
-    found = nbformat.read(LAB, as_version=4).cells
-    pairs = [(a.source, b.source) for a, b in pairwise(found) if "exercise" in a.metadata.get("tags", [])]
-    return [(check.split('"')[1], check.split(", ")[1].rstrip(")"), source) for source, check in pairs]
-
-
-@pytest.mark.parametrize("name, answer, source", cells())
+@pytest.mark.parametrize("name, answer, source", cells(LAB))
 def test_the_solution_passes_and_the_stub_is_not_started(name, answer, source):
     for text, state in ((source, "passed"), (stub(source), "not started")):
         space = {"np": np, "struct": struct}
