@@ -210,8 +210,12 @@ class GenaiRunner:
         params = self._genai.GeneratorParams(self._model)
         params.set_search_options(do_sample=False, num_beams=1, max_length=len(ids) + more, min_length=0)
         generator = self._genai.Generator(self._model, params)
+        self._begin(generator)
         generator.append_tokens(ids)
         return generator
+
+    def _begin(self, generator: Any) -> None:
+        """What is set before a generator reads its first token: here nothing."""
 
     def _check(self, tokens: Sequence[int], more: int = 0) -> np.ndarray:
         if self._model is None:

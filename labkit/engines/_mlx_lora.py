@@ -148,3 +148,35 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         console.quiet, console.is_jupyter = before
+
+
+class Adapters:
+    """Adapters laid beside the matrices of an mlx-lm model as its own LoRALinear layers, and switched by reference."""
+
+    def __init__(self, model: Any, adapters: Mapping[str, Any]):
+        import mlx.core as mx
+        from mlx.utils import tree_unflatten
+        from mlx_lm.tuner.lora import LoRALinear
+
+        known = dict(model.named_modules())
+        self._layers, self._of = {}, {None: {}}
+        for layer in dict.fromkeys(layer for adapter in adapters.values() for layer in adapter.layers):
+            if not hasattr(known.get(layer), "weight"):
+                raise LabkitError(f"The adapter is for a layer {layer}, which this model has not.")
+            self._layers[layer] = LoRALinear.from_base(known[layer], r=1)
+        model.update_modules(tree_unflatten(list(self._layers.items())))
+        for name, adapter in adapters.items():
+            pairs = {layer: (mx.array(a.T), mx.array(b.T)) for layer, (a, b) in adapter.layers.items()}
+            mx.eval(*(array for pair in pairs.values() for array in pair))
+            self._of[name] = {layer: (a, b, adapter.scale) for layer, (a, b) in pairs.items()}
+        self._nothing = {layer: (mx.zeros((one.lora_a.shape[0], 1)), mx.zeros((1, one.lora_b.shape[1])), 0.0)
+                         for layer, one in self._layers.items()}  # fmt: skip
+        self.use(None)
+
+    def use(self, name: str | None) -> None:
+        """Answer with this adapter from now on; None: with the base alone."""
+        from labkit.adapters import chosen
+
+        found = self._of[chosen(name, {key: None for key in self._of if key is not None})]
+        for layer, one in self._layers.items():
+            one.lora_a, one.lora_b, one.scale = found.get(layer, self._nothing[layer])

@@ -15,6 +15,7 @@ import numpy as np
 
 from labkit.engines._gguf import metadata, own_type, tensor_data, tensors, write_gguf
 from labkit.engines._gguf_imatrix import collect_imatrix, load_imatrix, save_imatrix
+from labkit.engines._gguf_lora import AdaptedLlama
 from labkit.engines._gguf_quantize import BITS, FILE_TYPES, bounds, quantize_gguf
 from labkit.engines._gguf_tokenizer import differences, gguf_encode
 from labkit.engines._llamacpp_flags import RENAMED, build_flags, modernise
@@ -86,6 +87,13 @@ def load(artifact: Artifact, *, exact: bool = False, threads: int | None = None)
     if not path.exists():
         raise LabkitError(f"{path} is missing; build {artifact.name} again with force=True.")
     return LlamaRunner(path, exact=exact, threads=threads)
+
+
+def load_adapted(
+    artifact: Artifact, adapters: Mapping[str, Any], *, exact: bool = False, threads: int | None = None
+) -> AdaptedLlama:
+    """As `load`, with adapters (name -> labkit.adapters.Adapter) beside the weights; see labkit.adapters.load."""
+    return AdaptedLlama(Path(artifact.path) / FILE, artifact.checkpoint, adapters, exact=exact, threads=threads)
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from labkit.engines import _mlx_config, _mlx_weights
 from labkit.engines._mlx_lora import GGUF as GGUF
+from labkit.engines._mlx_lora import Adapters
 from labkit.engines._mlx_lora import fuse_mlx as fuse_mlx
 from labkit.engines._mlx_lora import tune_mlx as tune_mlx
 from labkit.engines._mlx_lora import write_data as write_data
@@ -129,6 +130,11 @@ def quantization(folder: Path) -> dict[str, Any]:
 def load(artifact: Artifact, *, exact: bool = False, threads: int | None = None) -> _Runner:
     """Open an MLX folder. Exact: weights opened to float32 once, arithmetic in float32 (the same weight values)."""
     return _Runner(artifact, exact, threads)
+
+
+def load_adapted(artifact: Artifact, adapters: Mapping[str, Any], *, exact: bool = False, threads: int | None = None) -> _Adapted:
+    """As `load`, with adapters (name -> labkit.adapters.Adapter) beside the weights; see labkit.adapters.load."""
+    return _Adapted(artifact, adapters, exact, threads)
 
 
 def _open(folder: Path, laid: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -275,3 +281,13 @@ class _Runner:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class _Adapted(_Runner):
+    def __init__(self, artifact: Artifact, adapters: Mapping[str, Any], exact: bool, threads: int | None):
+        super().__init__(artifact, exact, threads)
+        self._switch = Adapters(self._model, adapters)
+
+    def use(self, name: str | None) -> None:
+        """Answer with this adapter from now on; None: with the base alone."""
+        self._switch.use(name)

@@ -19,6 +19,7 @@ from labkit.engines import _genai, _onnx_graph
 from labkit.engines._genai import LOG, MODEL, GenaiRunner, describe, graph_summary, weight_bytes, write_exact
 from labkit.engines._genai_writer import ALGORITHMS as BY_LABKIT
 from labkit.engines._genai_writer import BITS, write_genai
+from labkit.engines._onnx_lora import AdaptedGenai
 from labkit.types import Artifact, Built, LabkitError, Recipe
 
 __all__ = [
@@ -159,6 +160,13 @@ def store_half(src: str | Path, dst: str | Path) -> Path:
 def load(artifact: Artifact, *, exact: bool = False, threads: int | None = None) -> GenaiRunner:
     """Open an artifact. `exact=True`: float32 arithmetic; only int8_dynamic keeps its int8 activations."""
     return GenaiRunner(artifact.path, exact=exact, threads=threads)
+
+
+def load_adapted(
+    artifact: Artifact, adapters: Mapping[str, Any], *, exact: bool = False, threads: int | None = None
+) -> AdaptedGenai:
+    """As `load`, with adapters (name -> labkit.adapters.Adapter) beside the weights; see labkit.adapters.load."""
+    return AdaptedGenai(Path(artifact.path), adapters, exact=exact, threads=threads)
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
