@@ -22,6 +22,7 @@ def options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--name", help="what clients call the model (default: the checkpoint's name)")
     one.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     one.add_argument("--port", type=int, default=8000)
+    one.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER", help="a PEFT folder, asked for as MODEL:NAME")
     one.add_argument("--threads", type=int)
     one.add_argument("--queue", type=int, default=granted.queue, help=f"requests that may wait (default: {granted.queue})")
     one.add_argument("--seconds", type=float, default=granted.seconds, help=f"for one answer (default: {granted.seconds:g})")
@@ -41,9 +42,12 @@ def command(chosen: argparse.Namespace) -> int:
     require()
     keys = read_keys(chosen.keys)
     _check(chosen, keys)
+    adapters = _adapters(chosen.adapter)
     made = labkit.build(labkit.checkpoint(chosen.model), Recipe(chosen.engine, chosen.precision))
     limits = Limits(chosen.queue, chosen.seconds, chosen.body_bytes, per_minute=chosen.per_minute)
-    app = gateway(made, name=chosen.name, limits=limits, keys=keys, audit=chosen.audit, threads=chosen.threads)
+    app = gateway(
+        made, name=chosen.name, limits=limits, keys=keys, audit=chosen.audit, threads=chosen.threads, adapters=adapters
+    )
     scheme = "https" if chosen.tls_cert else "http"
     print(f"{made.name} at {scheme}://{chosen.host}:{chosen.port}/v1 and /api; Ctrl-C ends it.", file=sys.stderr, flush=True)
     return run(app, chosen.host, chosen.port, chosen.tls_cert, chosen.tls_key)
@@ -85,6 +89,13 @@ def read_keys(file: Path | None) -> dict[str, str]:
             raise LabkitError(f"The key of {name.strip()[:20]!r} is not NAME=SECRET with a secret of 16 characters or more.")
         keys[name.strip()] = secret.strip()
     return keys
+
+
+def _adapters(given: list[str]) -> dict[str, str]:
+    pairs = [one.partition("=")[::2] for one in given]
+    if wrong := [one for one, (name, folder) in zip(given, pairs, strict=True) if not (name and folder)]:
+        raise LabkitError(f"--adapter {wrong[0]!r} was given; expected NAME=FOLDER, the folder as PEFT saves it.")
+    return dict(pairs)
 
 
 def _check(chosen: argparse.Namespace, keys: dict[str, str]) -> None:

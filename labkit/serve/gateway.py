@@ -31,28 +31,29 @@ def gateway(
     audit: Path | str | None = None,
     threads: int | None = None,
     open_runner: Callable[[], Runner] | None = None,
+    adapters: Mapping[str, Path | str] | None = None,
 ) -> FastAPI:
     """The application for one artifact; the model is loaded now and freed when the server stops.
 
     `keys` maps a caller's name to its secret (none: no key is asked for); `audit` is the file of the audit log;
-    `name` is what clients call the model (default: the checkpoint's). Errors: LabkitError when FastAPI is absent.
+    `name` is what clients call the model (default: the checkpoint's). `adapters` (name -> PEFT folder) are loaded beside it:
+    a request for the model `name:adapter` is answered with that one. Errors: LabkitError when FastAPI is absent.
     """
     require()
     from fastapi import FastAPI
 
-    from labkit.build import load
     from labkit.serve import ollama_api, openai_api, operations
     from labkit.serve.metrics import Meters
     from labkit.serve.served import Served
 
     meters, log = Meters(), AuditLog(audit) if audit else None
-    opener = open_runner or (lambda: load(artifact, threads=threads))
+    opener = open_runner or (lambda: _opened(artifact, adapters, threads))
     name = name or artifact.checkpoint.name
     about = {
         "engine": artifact.recipe.engine, "precision": artifact.recipe.precision, "weight_bytes": artifact.weight_bytes,
         "weights": artifact.weights, "bits_per_weight": artifact.bits_per_weight, "notes": list(artifact.notes),
     }  # fmt: skip
-    served = Served(name, artifact.checkpoint, opener, limits, meters, about)
+    served = Served(name, artifact.checkpoint, opener, limits, meters, about, tuple(adapters or ()))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -72,6 +73,16 @@ def gateway(
     routes = frozenset(getattr(route, "path", "") for route in app.routes) | frozenset(app.openapi()["paths"])
     app.add_middleware(Guard, limits=limits, keys=Keys(keys), meters=meters, audit=log, routes=routes)
     return app
+
+
+def _opened(artifact: Artifact, adapters: Mapping[str, Path | str] | None, threads: int | None) -> Runner:
+    if adapters:
+        from labkit.adapters import load as load_adapted
+
+        return load_adapted(artifact, adapters, threads=threads)
+    from labkit.build import load
+
+    return load(artifact, threads=threads)
 
 
 def require() -> None:

@@ -149,14 +149,14 @@ def routes(served: Served) -> APIRouter:
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
-        """The one model that is served."""
-        return {"object": "list", "data": [_card(served)]}
+        """The one model that is served, and the same with each of its adapters."""
+        return {"object": "list", "data": [_card(served, name) for name in served.names]}
 
     @router.get("/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
         """One model by its name."""
         _known(served, model)
-        return _card(served)
+        return _card(served, model)
 
     @router.post("/completions", response_model=None, responses=streamed("text/event-stream"))
     async def completions(asked: CompletionRequest, request: Request) -> Response:
@@ -178,19 +178,20 @@ def routes(served: Served) -> APIRouter:
     return router
 
 
-def _card(served: Served) -> dict[str, Any]:
-    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "labkit"}
+def _card(served: Served, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": served.created, "owned_by": "labkit"}
 
 
 def _known(served: Served, model: str) -> None:
-    if model != served.name:
-        raise Refused(404, f"There is no model {model!r} here; this server has {served.name!r}.", "model_not_found")
+    if model not in served.names:
+        known = ", ".join(map(repr, served.names))
+        raise Refused(404, f"There is no model {model!r} here; this server has {known}.", "model_not_found")
 
 
 def _start(served: Served, request: Request, asked: Common, ids: list[int], max_new: int | None) -> Answer:
     if asked.stream_options is not None and not asked.stream:
         raise Refused(400, "stream_options were given without stream=true; leave them out or stream.")
-    return served.start(request, ids, max_new, asked.sampling(served.defaults), asked.stops())
+    return served.start(request, ids, max_new, asked.sampling(served.defaults), asked.stops(), model=asked.model)
 
 
 def _text_choice(text: str, reason: str | None, streamed: bool) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _usage(answer: Answer) -> dict[str, int]:
 async def _reply(
     served: Served, request: Request, asked: Common, answer: Answer, prefix: str, kind: str, choice: Callable[..., dict[str, Any]]
 ) -> Response:
-    head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": served.name}
+    head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": asked.model}
     if asked.stream:
         if prefix == "chatcmpl":
             head["object"] = "chat.completion.chunk"

@@ -37,15 +37,20 @@ class Served:
 
     def __init__(
         self, name: str, checkpoint: Checkpoint, open_runner: Callable[[], Runner], limits: Limits, meters: Meters,
-        about: Mapping[str, Any],
+        about: Mapping[str, Any], adapters: Sequence[str] = (),
     ):  # fmt: skip
         self.name, self.checkpoint, self.limits, self.meters, self.about = name, checkpoint, limits, meters, about
-        self.created = int(time.time())
+        self.adapters, self.created = tuple(adapters), int(time.time())
         self.worker = Worker(open_runner, limits.queue, meters.generation)
         meters.watch(self.worker)
 
     def close(self) -> None:
         self.worker.close()
+
+    @property
+    def names(self) -> list[str]:
+        """What clients may ask for: the model, and the model with each adapter, NAME:ADAPTER."""
+        return [self.name, *(f"{self.name}:{adapter}" for adapter in self.adapters)]
 
     @cached_property
     def defaults(self) -> Sampling:
@@ -84,7 +89,7 @@ class Served:
 
     def start(
         self, request: Request, prompt: Sequence[int], max_new: int | None, how: Sampling, stop: Sequence[str],
-        context: int | None = None, up_to: bool = False,
+        context: int | None = None, up_to: bool = False, model: str | None = None,
     ) -> Answer:  # fmt: skip
         """Queue an answer; `up_to`: one that meets the end of the context before `max_new` is welcome. Refused: an empty or too long prompt (400), a full queue (429), a stopping server (503)."""
         context = min(context or self.checkpoint.context, self.checkpoint.context)
@@ -95,9 +100,10 @@ class Served:
             wanted = f"{len(prompt)} prompt tokens" + (f" and {max_new} new ones" if max_new else " and room for an answer")
             raise Refused(400, f"{wanted} were asked for; the context is {context} tokens.", "context_length_exceeded")
         answer = Answer(self.worker, asyncio.get_running_loop(), self.limits.seconds)
-        answer.job = Job(prompt, min(max_new or room, room), self.checkpoint, answer.put, how, stop, self.limits.seconds)
+        adapter = (model or self.name)[len(self.name) + 1 :] or None
+        answer.job = Job(prompt, min(max_new or room, room), self.checkpoint, answer.put, how, stop, self.limits.seconds, adapter)
         if visit := getattr(request.state, "visit", None):
-            visit.notes.update(model=self.name, prompt_tokens=len(prompt))
+            visit.notes.update(model=model or self.name, prompt_tokens=len(prompt))
         try:
             self.worker.submit(answer.job)
         except Busy as error:

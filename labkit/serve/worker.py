@@ -43,6 +43,7 @@ class Job:
     how: Sampling = field(default_factory=Sampling)
     stop: Sequence[str] = ()
     seconds: float = 60.0  # from joining the queue to the last token
+    adapter: str | None = None  # of those the runner has loaded; None: the base alone
     made: int = 0
     queued: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -60,6 +61,8 @@ class Job:
         self.started = time.monotonic()
         out = TextStream(self.checkpoint, self.stop)
         try:
+            if use := getattr(runner, "use", None):  # a runner with adapters; the job before may have chosen another
+                use(self.adapter)
             reason = self._refused() or self._generate(runner, out)
             self.finish(reason, out.finish() if reason in ("stop", "length") else "")
         except Exception as error:  # an engine's failure ends this answer, not the server
