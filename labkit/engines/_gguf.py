@@ -17,7 +17,7 @@ import numpy as np
 
 from labkit import host
 from labkit._files import need_space
-from labkit.engines import _ggml
+from labkit.engines import _ggml, _gguf_table
 from labkit.engines._gguf_model import Stored, add_metadata, architecture, stored_tensors
 from labkit.engines._gguf_tokenizer import add_tokenizer
 from labkit.types import LabkitError
@@ -183,13 +183,8 @@ def encode(rows: np.ndarray, kind: str, importance: np.ndarray | None = None) ->
 def tensors(path: str | Path) -> list[dict[str, Any]]:
     """The tensor table of a GGUF file: name, shape (rows first), type as llama.cpp prints it, bytes."""
     return [
-        {
-            "name": tensor.name,
-            "shape": tuple(int(n) for n in reversed(tensor.shape)),
-            "type": tensor.tensor_type.name.lower(),
-            "bytes": int(tensor.n_bytes),
-        }
-        for tensor in _reader(path).tensors
+        {"name": one.name, "shape": one.shape, "type": one.kind.name.lower(), "bytes": one.size}
+        for one in _gguf_table.entries(path)
     ]
 
 
@@ -200,9 +195,9 @@ def metadata(path: str | Path) -> dict[str, Any]:
 
 def tensor_data(path: str | Path, name: str) -> np.ndarray:
     """The stored bytes of one tensor, (rows, row bytes) uint8, or float32 values for float32 tensors; memory-mapped."""
-    for tensor in _reader(path).tensors:
-        if tensor.name == name:
-            return tensor.data
+    for one in _gguf_table.entries(path):
+        if one.name == name:
+            return _gguf_table.data(path, one)
     raise LabkitError(f"{path} has no tensor {name!r}; see tensors(path) for the names.")
 
 
