@@ -114,20 +114,17 @@ def write_mlx(folder: str | Path, checkpoint: Any, out: str | Path) -> Path:
     return out
 
 
-def adaptable(artifact: Artifact, folder: str | Path, adapter: Adapter | str | Path) -> Path:
-    """Copy an ONNX artifact to `folder` with a graph that takes adapters on the layers this one has, of any rank.
+def adaptable(artifact: Artifact, folder: str | Path, adapter: str | Path, *, stored: bool = False) -> Path:
+    """Copy an ONNX artifact to `folder` with a graph that takes adapters on the layers this one (a PEFT folder) has, of any rank.
 
-    The weights are copied as they are. Without an adapter the graph computes what it did.
+    The weights are copied as they are. Without an adapter the graph computes what it did. `stored`: this adapter's weights
+    are put into the graph instead, as the model builder does it; `olive generate-adapter` takes them out again.
     """
     from labkit.engines._onnx_lora import adaptable as make
 
     if artifact.recipe.engine != "onnxruntime":
         raise LabkitError(f"{artifact.name} is of {artifact.recipe.engine}; only ONNX Runtime needs a graph made for adapters.")
-    return make(Path(artifact.path), Path(folder), _layers(adapter))
-
-
-def _layers(adapter: Adapter | str | Path) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-    return (adapter if isinstance(adapter, Adapter) else read(adapter)).layers
+    return make(Path(artifact.path), Path(folder), read(adapter), stored=stored)
 
 
 def load(artifact: Artifact, adapters: Mapping[str, str | Path], *, exact: bool = False, threads: int | None = None) -> Any:

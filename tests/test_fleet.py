@@ -311,3 +311,59 @@ def test_the_frame_by_device_shares_quality_and_keeps_speeds_apart(tmp_path):
     comparable(parts["pi"])
     with pytest.raises(LabkitError, match="device: None, pi"):
         comparable(book.frame())
+
+
+# --- labs on the fleet -----------------------------------------------------------------------------------------------
+
+
+def test_labs_run_on_workers_and_come_back_whole_also_when_one_dies(room, tmp_path):
+    """Two labs of a small course on two machines (one machine here, so named apart), the first worker killed while it runs."""
+    import nbformat
+
+    from labkit.course import elsewhere, labs
+
+    course = tmp_path / "course" / "notebooks"
+    (course / "module04_quantization").mkdir(parents=True)
+    line = "labkit.ledger().append(labkit.measure.METRICS['size'].measure(artifact))"
+    sources = {
+        "00_start_here": "import time; time.sleep(3); print('done')",
+        "module04_quantization/01_foundations": "import labkit\nfrom labkit import Recipe, measure\n"
+        f"artifact = labkit.build(labkit.checkpoint('edgehome'), Recipe('llamacpp', 'q8_0'))\n{line}",
+    }
+    for name, source in sources.items():
+        heading = nbformat.v4.new_markdown_cell(f"# {name}")
+        parameters = nbformat.v4.new_code_cell("profile: str = 'ci'  # effort", metadata={"tags": ["parameters"]})
+        nbformat.write(nbformat.v4.new_notebook(cells=[heading, parameters, nbformat.v4.new_code_cell(source)]), course / f"{name}.ipynb")
+    chosen = [labs.find(name, course) for name in ("00", "module04/01")]
+    find = f"from pathlib import Path\nfrom labkit.course import labs\nlabs.folder = lambda solutions=False: Path({str(course)!r})\n"
+    for name in ("first", "second"):
+        room.start(name, preload=f"{find}from labkit import _fleet_task\n_fleet_task.machine = lambda: {name!r}\n")
+    room.wait(2)
+    told: list[str] = []
+
+    def say(text: str) -> None:
+        told.append(text)
+        if "on first" in text and len(told) < 3:
+            threading.Timer(1.5, room.processes["first"].kill).start()
+
+    out = tmp_path / "out"
+    out.mkdir()
+    given = {lab.id: {"profile": "ci"} for lab in chosen}
+    back = {lab.id: record for lab, record, _ in elsewhere.spread(chosen, given, room.fleet, out, seconds=120, say=say, grace=3.0)}
+    assert {name: record["status"] for name, record in back.items()} == {"00": "passed", "module04/01": "passed"}, back
+    assert {record["device"] for record in back.values()} == {"second"} and any("its worker died" in text for text in told)
+    assert "done" in (out / "00.ipynb").read_text()
+    (size,) = ledger().where()
+    assert (size.metric, size.host["device"]) == ("size", "second")
+    room.processes["second"].kill()
+    (gone,) = [record for _, record, _ in elsewhere.spread(chosen[:1], given, room.fleet, out, seconds=60, grace=0.5)]
+    assert gone["status"] == "failed" and "No worker is left" in gone["failed"][0]["message"] and not (out / "00.ipynb").exists()
+
+
+def test_a_worker_with_another_notebook_refuses():
+    from labkit.course import elsewhere, labs
+
+    lab = labs.labs()[0]
+    told = {"lab": lab.id, "notebook": "0", "parameters": {}, "seconds": 1, "solutions": False}
+    answer = json.loads(elsewhere.perform(json.dumps(told)))
+    assert "another notebook" in answer["error"] and not answer["again"]

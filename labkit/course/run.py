@@ -66,15 +66,17 @@ def run(
     timeout: float | None = None,
     headline: bool = True,
     workers: int | None = None,
+    scheduler: str | None = None,
 ) -> Outcome:
     """Run the named labs (all when none is named) and write `index.html` and `results.json` into `out`.
 
     A lab that passed before with the same notebook, parameters and package is not run again unless `force`.
     `solutions` runs the hand-written notebooks, in which every exercise must pass. `timeout`: seconds a lab.
-    `workers`: labs at once at most; left out, one for every four cores.
+    `workers`: labs at once at most; left out, one for every four cores. `scheduler`: address of a Dask scheduler whose
+    workers run the labs instead of this machine, one on each machine at a time (see labkit.course.elsewhere).
     """
     from labkit import host
-    from labkit.course import report
+    from labkit.course import elsewhere, report
 
     _refuse_nothing(workers, timeout)
     root = course.folder(solutions)
@@ -92,8 +94,14 @@ def run(
         _say(f"{lab.id:<14} {lab.title} ...")
         return run_lab(lab, wanted[lab.id], folder, timeout or LIMITS[profile], solutions, stop)
 
-    with contextlib.closing(side_by_side(due, one_lab, workers or max(1, host.cpus() // CORES))) as finished:
-        for lab, record, alone in finished:
+    with contextlib.ExitStack() as ends:
+        if scheduler:
+            fleet = ends.enter_context(_fleet(scheduler))
+            seconds = timeout or LIMITS[profile]
+            finished = elsewhere.spread(due, wanted, fleet, folder, seconds=seconds, solutions=solutions, say=_say)
+        else:
+            finished = side_by_side(due, one_lab, workers or max(1, host.cpus() // CORES))
+        for lab, record, alone in ends.enter_context(contextlib.closing(finished)):
             record |= {"fingerprint": marks[lab.id], "alone": alone}
             report.write_lab(folder, record, pages)
             _say(f"{lab.id:<14} {record['status']}: {record['seconds']:.0f} s, peak {size(record['peak_bytes'])}")
@@ -104,6 +112,12 @@ def run(
     write_json(folder / "results.json", results)
     report.write_index(folder, results)
     return Outcome(results, folder)
+
+
+def _fleet(scheduler: str) -> contextlib.AbstractContextManager[Any]:
+    from labkit._fleet_command import fleet
+
+    return fleet(scheduler)
 
 
 def _refuse_nothing(workers: int | None, timeout: float | None) -> None:

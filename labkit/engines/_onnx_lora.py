@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,12 @@ def parameters(adapter: Any) -> dict[str, np.ndarray]:
     return found
 
 
-def adaptable(source: Path, folder: Path, layers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Path:
-    """Copy a GenAI folder to `folder` with a graph that takes adapters of any rank on `layers`."""
+def adaptable(source: Path, folder: Path, adapter: Any, *, stored: bool = False) -> Path:
+    """Copy a GenAI folder to `folder` with a graph that takes adapters of any rank on the layers of `adapter`, or stores it."""
     import onnx
 
     model = read_graph(source / MODEL)
-    extended(model, layers, inputs=True)
+    _extend(model, {layer: (a, b * np.float32(adapter.scale)) for layer, (a, b) in adapter.layers.items()}, inputs=not stored)
     need_space(folder.parent, sum(f.stat().st_size for f in source.rglob("*") if f.is_file()), f"Copying {source.name}")
     with written_beside(folder) as new:  # copied, not linked: the onnx package refuses weights that have a second name
         shutil.copytree(source, new, ignore=shutil.ignore_patterns(MODEL, EXACT, LOG), dirs_exist_ok=True)
@@ -63,9 +64,8 @@ def adaptable(source: Path, folder: Path, layers: Mapping[str, tuple[np.ndarray,
     return folder
 
 
-def extended(model: Any, layers: Mapping[str, tuple[np.ndarray, np.ndarray]], *, inputs: bool) -> None:
-    """Add the A and B of `layers` to a graph read without its weights, in place: as optional inputs, or (as the model builder
-    does with the one adapter it is given) as stored weights, which `olive generate-adapter` then makes inputs of."""
+def _extend(model: Any, layers: Mapping[str, tuple[np.ndarray, np.ndarray]], *, inputs: bool) -> None:
+    """Add A and scaled B of `layers` to a graph read without its weights, in place: as optional inputs or as stored weights."""
     nodes, order = {node.name: node for node in model.graph.node}, list(model.graph.node)
     for at, members in _places(nodes, layers):
         node = nodes[at]
@@ -153,10 +153,11 @@ class AdaptedGenai(GenaiRunner):
         self._scratch = tempfile.TemporaryDirectory(prefix="labkit-adapters-")
         self._used: str | None = None
         place = Path(self._scratch.name)
-        every: dict[str, Any] = {}
+        layers: dict[str, Any] = {}
         for adapter in adapters.values():  # a graph for the layers of all of them; ranks may differ
-            every |= adapter.layers
+            layers |= adapter.layers
         try:
+            every = replace(next(iter(adapters.values())), layers=layers)
             super().__init__(adaptable(folder, place / "model", every), **settings)
             self._adapters, self._names = self._genai.Adapters(self._model), dict.fromkeys(adapters)
             for number, (name, adapter) in enumerate(adapters.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,13 +83,14 @@ def _span(checkpoint: Checkpoint, messages: list, i: int, text: str, source: str
             f"{source}: the chat template of {checkpoint.name} writes answer {i} otherwise inside the conversation than alone; "
             'use answers="last".'
         )
-    said = after.rfind(messages[i]["content"].strip(), len(before))
-    if said < 0:
+    words = messages[i]["content"].strip()
+    if words not in after[len(before) :]:
         raise LabkitError(
             f"{source}: the chat template of {checkpoint.name} leaves out or changes the answer; expected it word for word."
         )
-    stop = said + len(messages[i]["content"].strip())
-    ends = [after.find(mark, stop) + len(mark) for mark in _ends(checkpoint) if after.find(mark, stop) >= 0]
+    # The first end that has the whole answer before it: a short answer may also be part of the end's own name ("en").
+    ends = [found.end() for mark in _ends(checkpoint) for found in re.finditer(re.escape(mark), after)
+            if words in after[len(before) : found.start()]]  # fmt: skip
     if not ends:
         raise LabkitError(f"{source}: the chat template of {checkpoint.name} ends no answer with an end-of-text token.")
     return len(before), min(ends)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,18 +110,14 @@ def test_a_switch_takes_less_than_50_ms(trained, engine):
 
 def test_olive_converts_an_adapter_to_the_same_file_and_makes_the_same_inputs(trained, tmp_path):
     """`olive convert-adapters` on the adapter, and `olive generate-adapter` on a graph that holds it, as the builder writes it."""
-    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("olive")
-    from labkit.engines import _genai, _onnx_lora, olive
+    from labkit.engines import _genai, olive
 
     checkpoint, folders, *_ = trained("llama")
     artifact = labkit.build(checkpoint, Recipe("onnxruntime", "fp32"))
     adapter = adapters.read(folders["wide"])
-    holding = adapters.adaptable(artifact, tmp_path / "holding", adapter)
-    graph = _genai.read_graph(Path(artifact.path) / "model.onnx")
-    scaled = {layer: (a, b * np.float32(adapter.scale)) for layer, (a, b) in adapter.layers.items()}
-    _onnx_lora.extended(graph, scaled, inputs=False)
-    onnx.save_model(graph, str(holding / "model.onnx"))
+    holding = adapters.adaptable(artifact, tmp_path / "holding", folders["wide"], stored=True)
     with olive.Shell(tmp_path / "shell") as shell:
         shell.run("convert-adapters", "-a", folders["wide"], "-o", tmp_path / "theirs.onnx_adapter")
         shell.run("generate-adapter", "-m", holding / "model.onnx", "-o", tmp_path / "generated")
@@ -132,7 +127,7 @@ def test_olive_converts_an_adapter_to_the_same_file_and_makes_the_same_inputs(tr
     mine, *others = ({name: value.numpy() for name, value in one.get_parameters().items()} for one in opened)
     for other in others:
         assert mine.keys() == other.keys() and all(np.array_equal(mine[k], other[k]) for k in mine)
-    adapters.adaptable(artifact, tmp_path / "ours", adapter)
+    adapters.adaptable(artifact, tmp_path / "ours", folders["wide"])
     inputs = [_lora_inputs(_genai.read_graph(tmp_path / f / "model.onnx")) for f in ("generated", "ours")]
     assert inputs[0] == inputs[1] and len(inputs[0]) == 2 * len(adapter.layers)
 

@@ -164,6 +164,15 @@ def test_house_rows_weigh_what_the_houses_own_training_weighs(edgehome):
         assert [w == 1 for w in mine.weights][:-1] == [w == 1 for w in weights][:-1]  # the newline at the end aside
 
 
+@pytest.mark.parametrize("answer", ["en", "im_end", "end", "|", "<"])
+def test_an_answer_that_is_part_of_the_end_token_is_found(edgehome, answer):
+    from labkit.train.rows import encode
+
+    found = encode(edgehome, Example(({"role": "user", "content": "Which language?"}, {"role": "assistant", "content": answer}), "x"))
+    learned = [i for i, weight in zip(found.ids, found.weights, strict=True) if weight]
+    assert edgehome.decode(learned[:-1], special=False) == answer and learned[-1] in edgehome.eos_ids
+
+
 def test_templates_that_do_not_fit_are_refused_by_line(make_llama):
     pytest.importorskip("torch")
     from labkit.train.rows import encode
