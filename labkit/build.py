@@ -31,6 +31,8 @@ def build(
     source = find_checkpoint(checkpoint)
     module = _engine(recipe)
     target = Path(out).expanduser().resolve() if out else place(source, recipe)
+    if not force and (found := _found(target, source, recipe, keep=out is not None)):
+        return found  # no lock: a folder mounted read-only takes none, and a finished artifact never changes
     with locked(target.parent / f".lock-{target.name}"):
         found = None if force else _found(target, source, recipe, keep=out is not None)
         return found or _build(source, recipe, module, target)

@@ -21,6 +21,7 @@ from labkit import __version__, _course_commands, _fleet_command, bundle, dashbo
 from labkit._files import size
 from labkit._say import columns, emit
 from labkit.claims import command as claims_command
+from labkit.deploy import command as deploy_command
 from labkit.serve import command as serve_command
 from labkit.types import Artifact, LabkitError, Measurement, Recipe
 
@@ -262,6 +263,7 @@ COMMANDS = (
     ("models", models, _models_options),
     ("clean", clean, _clean_options),
     ("serve", serve_command.command, serve_command.options),
+    ("deploy", deploy_command.command, deploy_command.options),
     ("serve-dashboard", dashboard.command, dashboard.options),
     ("bundle", bundle.command, bundle.options),
     ("explain", explain.command, explain.options),

@@ -204,7 +204,7 @@ def test_large_and_slow_bodies_are_refused():
         assert chunked.status_code == 413 and "1000 bytes" in chunked.json()["error"]["message"]
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as sock:
-            sock.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{")
+            sock.sendall(b"POST /api/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{")
             sock.settimeout(5)
             assert b"408" in sock.recv(4000).splitlines()[0]
 

@@ -27,6 +27,7 @@ def options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--queue", type=int, default=granted.queue, help=f"requests that may wait (default: {granted.queue})")
     one.add_argument("--seconds", type=float, default=granted.seconds, help=f"for one answer (default: {granted.seconds:g})")
     one.add_argument("--body-bytes", type=int, default=granted.body_bytes, help=f"of a request (default: {granted.body_bytes})")
+    one.add_argument("--patience", type=float, default=granted.body_seconds, help=f"seconds for a request's head, and for its body (default: {granted.body_seconds:g})")
     one.add_argument("--per-minute", type=float, help="requests a key or an address may make (default: any number)")
     one.add_argument("--keys", type=Path, metavar="FILE", help="API keys; without any, no key is asked for")
     one.add_argument("--audit", type=Path, metavar="FILE", help="write an audit log")
@@ -44,21 +45,23 @@ def command(chosen: argparse.Namespace) -> int:
     _check(chosen, keys)
     adapters = _adapters(chosen.adapter)
     made = labkit.build(labkit.checkpoint(chosen.model), Recipe(chosen.engine, chosen.precision))
-    limits = Limits(chosen.queue, chosen.seconds, chosen.body_bytes, per_minute=chosen.per_minute)
+    limits = Limits(chosen.queue, chosen.seconds, chosen.body_bytes, chosen.patience, per_minute=chosen.per_minute)
     app = gateway(
         made, name=chosen.name, limits=limits, keys=keys, audit=chosen.audit, threads=chosen.threads, adapters=adapters
     )
     scheme = "https" if chosen.tls_cert else "http"
     print(f"{made.name} at {scheme}://{chosen.host}:{chosen.port}/v1 and /api; Ctrl-C ends it.", file=sys.stderr, flush=True)
-    return run(app, chosen.host, chosen.port, chosen.tls_cert, chosen.tls_key)
+    return run(app, chosen.host, chosen.port, chosen.tls_cert, chosen.tls_key, chosen.patience)
 
 
-def run(app, host: str, port: int, certificate: Path | None = None, key: Path | None = None) -> int:
+def run(app, host: str, port: int, certificate: Path | None = None, key: Path | None = None, patience: float = 10.0) -> int:
     """Serve an application until it is told to stop; 0 when it was, 1 when it could not start (its log says why)."""
     import uvicorn
 
+    from labkit.serve.patience import patient
+
     settings = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
+        app, http=patient(patience), host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=5, limit_concurrency=1000, h11_max_incomplete_event_size=32_768,
         ssl_certfile=certificate, ssl_keyfile=key,
     )  # fmt: skip
@@ -106,5 +109,5 @@ def _check(chosen: argparse.Namespace, keys: dict[str, str]) -> None:
             raise LabkitError(f"There is no file {file}; expected one in PEM form.")
     if chosen.host not in ("127.0.0.1", "localhost", "::1") and not keys:
         raise LabkitError(f"{chosen.host} is open to other machines and no API key is set; give --keys FILE.")
-    if min(chosen.queue, chosen.body_bytes) < 1 or chosen.seconds <= 0 or not 0 <= chosen.port <= 65535:
+    if min(chosen.queue, chosen.body_bytes) < 1 or min(chosen.seconds, chosen.patience) <= 0 or not 0 <= chosen.port <= 65535:
         raise LabkitError("A limit below 1 (or a port above 65535) was given; leave it out for the default.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.serve.audit import AuditLog
 from labkit.serve.guard import Guard, Keys, Limits, refusal
-from labkit.types import Artifact, LabkitError, Runner
+from labkit.types import Artifact, NotInstalled, Runner
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -86,11 +86,11 @@ def _opened(artifact: Artifact, adapters: Mapping[str, Path | str] | None, threa
 
 
 def require() -> None:
-    """LabkitError with the command to run when a package of the `serve` extra is absent."""
+    """NotInstalled with the command to run when a package of the `serve` extra is absent."""
     from importlib.util import find_spec
 
     if absent := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
-        raise LabkitError(f'The gateway needs {", ".join(absent)}. Try:  pip install "labkit[serve]"')
+        raise NotInstalled(f'The gateway needs {", ".join(absent)}. Try:  pip install "labkit[serve]"')
 
 
 def _errors(app: FastAPI) -> None:
@@ -132,7 +132,7 @@ def _said(error: Mapping[str, Any]) -> str:
     """One validation error in a few words: where, what was given, what was expected."""
     if error["type"] == "json_invalid":
         return "The body is not JSON; send a JSON object"
-    place = ".".join(str(part)[:60] for part in error["loc"][1:]) or "the body"
+    place = ".".join(str(part)[:60] for part in error["loc"][1:] if "(" not in str(part) and "[" not in str(part)) or "the body"
     if error["type"] == "extra_forbidden":
         return f"{place} is not supported by this server; leave it out"
     if error["type"] == "missing":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import json
 import time
 from collections import OrderedDict
@@ -113,9 +114,13 @@ class Guard:
             if wait:
                 after = {"Retry-After": str(int(wait) + 1)}
                 return 429, f"Too many requests; the next one is welcome in {wait:.1f} seconds.", after
+        if not self.keys and (name := visit.strange_host()):
+            return 403, f"This server asks for no key, so it answers under its own address only, not as {name!r}.", {}
         if foreign := visit.foreign():
             return 403, f"A page of {foreign} may not use this server; call it from a program or through your own site.", {}
         length = visit.header(b"content-length")
+        if length and visit.header(b"transfer-encoding"):  # two lengths: what one of them leaves over would count as the next request
+            return 400, "A request has one length; send Content-Length or Transfer-Encoding, not both.", {"Connection": "close"}
         if length.isdigit() and int(length[:20]) > self.limits.body_bytes:
             return 413, _too_large(self.limits), {"Connection": "close"}
         return None
@@ -158,6 +163,18 @@ class _Visit:
         origin = self.header(b"origin").decode("latin-1")
         own = self.header(b"host").decode("latin-1")
         return "" if not origin or origin.partition("://")[2] == own else origin[:100]
+
+    def strange_host(self) -> str:
+        """A name in Host that a stranger could point at this machine (DNS rebinding); "" for addresses and names without a dot."""
+        host = self.header(b"host").decode("latin-1")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if "." not in name or name.lower().endswith(".localhost"):  # nobody can register a name without a dot
+            return ""
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return name[:100]
+        return ""
 
     def take_as_json(self) -> None:
         """`curl -d` calls its body a form; Ollama reads JSON whatever it is called, and its documentation relies on that."""
