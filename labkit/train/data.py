@@ -80,6 +80,16 @@ def house(split: str = "train", n: int = 1000, seed: int = 0, intents: list[str]
     return [Example(tuple(t.conversation()), f"house {split} {seed}, task {i}", t.intent) for i, t in enumerate(drawn, 1)]
 
 
+def vacuum(split: str = "train", n: int = 1000, seed: int = 0) -> list[Example]:
+    """The same of the intent the shipped model has not met, the robot vacuum (`labkit.house.vacuum`)."""
+    from labkit.house.vacuum import tasks
+
+    return [
+        Example(tuple(t.conversation()), f"vacuum {split} {seed}, task {i}", t.intent)
+        for i, t in enumerate(tasks(split, n, seed), 1)
+    ]
+
+
 def example(row: Mapping[str, Any], where: str) -> Example:
     """One row as an Example; LabkitError beginning with `where` when it is not a conversation with an answer."""
     messages = row.get("messages")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -56,9 +57,39 @@ def jensen(student: Tensor, teacher: Tensor, weights: Tensor, temperature: float
 DIVERGENCES = {"forward": soft, "reverse": reverse, "jensen": jensen}
 
 
-def response(teacher: Llama | Sequence[Llama], temperature: float = 2.0, share: float = 0.5, divergence: str = "forward") -> Loss:
-    """A loss for `train`: (1 - share) hard targets + share divergence from the teacher (several: from their mean probability)."""
-    teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+@dataclass(frozen=True)
+class Taught(Rows):
+    """Rows with the teacher's logits beside them, (B, T, V) float16, each position's less its largest."""
+
+    logits: Tensor
+
+    def __getitem__(self, some: slice | Tensor) -> Taught:
+        return Taught(*(part[some] for part in (self.ids, self.targets, self.weights, self.documents, self.logits)))
+
+
+@torch.no_grad()
+def remember(teacher: Llama | Sequence[Llama], rows: Rows, *, temperature: float = 1.0, size: int = 16) -> Taught:
+    """Ask the teacher once, `size` rows at a time, so that no step of a student's training has to run it.
+
+    Needs 2 bytes a position and vocabulary entry. Taking the largest logit off changes no probability, and puts the likely
+    tokens where float16 is finest. Several teachers count as their mean probability at `temperature`.
+    """
+    teachers = _several(teacher)
+    found = torch.empty((*rows.ids.shape, teachers[0].shape.vocab_size), dtype=torch.float16)
+    for at in range(0, len(rows), size):
+        part = rows[at : at + size]
+        logits = mean_logits([t(part.ids, documents=part.documents) for t in teachers], temperature)
+        found[at : at + size] = logits - logits.amax(-1, keepdim=True)
+    return Taught(rows.ids, rows.targets, rows.weights, rows.documents, found)
+
+
+def response(teacher: Llama | Sequence[Llama] | None = None, temperature: float = 2.0, share: float = 0.5,
+             divergence: str = "forward") -> Loss:  # fmt: skip
+    """A loss for `train`: (1 - share) hard targets + share divergence from the teacher (several: from their mean probability).
+
+    Rows that were `Taught` bring the teacher's logits with them; for others give the teacher, which then runs at every step.
+    """
+    teachers = _several(teacher)
     if divergence not in DIVERGENCES or not 0 <= share <= 1:
         raise LabkitError(
             f"divergence={divergence!r}, share={share} given; expected {', '.join(DIVERGENCES)} and a share from 0 to 1."
@@ -66,8 +97,7 @@ def response(teacher: Llama | Sequence[Llama], temperature: float = 2.0, share: 
 
     def loss(student: nn.Module, rows: Rows) -> Tensor:
         logits = student(rows.ids, documents=rows.documents)
-        with torch.no_grad():
-            theirs = mean_logits([t(rows.ids, documents=rows.documents) for t in teachers], temperature)
+        theirs = _theirs(teachers, rows, temperature)
         if theirs.shape != logits.shape:
             raise LabkitError(
                 f"The teacher has {theirs.shape[-1]} logits and the student {logits.shape[-1]}; they need one tokenizer."
@@ -76,6 +106,20 @@ def response(teacher: Llama | Sequence[Llama], temperature: float = 2.0, share: 
         return (1 - share) * hard(logits, rows.targets, rows.weights) + share * part
 
     return loss
+
+
+def _several(teacher: Llama | Sequence[Llama] | None) -> list[Llama]:
+    return [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+
+
+@torch.no_grad()
+def _theirs(teachers: Sequence[Llama], rows: Rows, temperature: float) -> Tensor:
+    """The teachers' logits (B, T, V): remembered ones, else computed."""
+    if teachers:
+        return mean_logits([t(rows.ids, documents=rows.documents) for t in teachers], temperature)
+    if not isinstance(rows, Taught):
+        raise LabkitError("Rows without a teacher's logits given, and no teacher; expected one of both: remember(teacher, rows).")
+    return rows.logits.float()
 
 
 def mean_logits(logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:

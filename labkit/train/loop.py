@@ -49,7 +49,7 @@ class Settings:
     seed: int = 0  # of dropout
     save_every: int = 0  # steps between states; 0: none but at the end
     evaluate_every: int = 0  # steps between evaluations; 0: none
-    patience: int = 0  # evaluations without a better "validation_loss" before the run ends; 0: never
+    patience: int = 0  # evaluations without a better "validation_loss" before the run ends with its best weights; 0: never
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, as transformers' get_scheduler: up over `warmup`, then by `schedule` to the end."""
@@ -60,10 +60,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run leaves: its curves, one dict a step, and whether patience ended it early."""
+    """What a finished run leaves: its curves, one dict a step, whether patience ended it early, and whose weights these are."""
 
     curves: list[dict[str, float]]
     stopped_early: bool
+    kept_step: int  # the step after which the weights left in the model were evaluated best; without patience the last step
 
     def frame(self) -> Any:
         """pandas frame: step, loss (nats a learned token), rate, norm (of the gradient), tokens, seconds, and evaluations."""
@@ -94,12 +95,14 @@ def train(
 
     batch: step -> rows; one whose rows depend on the model has a `digest` of what does not. loss: a sum over positions, divided
     here by the sum of the weights; a module's own parameters, such as a projection, are trained with it. log is called after
-    every step with its row. The model is left in evaluation mode.
-    LabkitError: a setting out of range, nothing to train, another run's state, a loss that is not finite.
+    every step with its row. The model is left in evaluation mode, with `patience` holding the weights of the least
+    "validation_loss" seen, else the last. LabkitError: a setting out of range, nothing to train, another run's state, a loss that is not finite.
     """
     from tqdm.auto import tqdm
 
     _check(settings)
+    if settings.patience and not (evaluate and settings.evaluate_every):
+        raise LabkitError(f"patience={settings.patience} given, but nothing is evaluated; give evaluate and evaluate_every.")
     torch.manual_seed(settings.seed)
     trained = _trained(model, loss)
     optimizer = adamw(trained, settings)
@@ -117,6 +120,9 @@ def train(
                 row |= evaluated(model, evaluate)
             state["curves"].append({**row, "seconds": time.monotonic() - began})
             state["step"] = step + 1
+            if settings.patience and row.get("validation_loss", math.inf) < (state["best"] or {"loss": math.inf})["loss"]:
+                kept = {name: parameter.detach().clone() for name, parameter in trained.items()}
+                state["best"] = {"loss": row["validation_loss"], "step": step + 1, "weights": kept}
             if path and settings.save_every and state["step"] % settings.save_every == 0:
                 _save(path, state, trained, optimizer)
             if log:
@@ -125,8 +131,10 @@ def train(
             bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
     if path:
         _save(path, state, trained, optimizer)
+    if state["best"]:
+        _put(trained, state["best"]["weights"])
     model.eval()
-    return Run(state["curves"], state["step"] < settings.steps)
+    return Run(state["curves"], state["step"] < settings.steps, (state["best"] or state)["step"])
 
 
 def adamw(trained: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
@@ -203,11 +211,11 @@ def _digest(rows: Rows) -> str:
 def _resume(path: Path | None, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, settings: Settings,
             data: str) -> dict[str, Any]:  # fmt: skip
     asked = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
-    fresh = {"step": 0, "curves": [], "settings": asked, "data": data}
+    fresh = {"step": 0, "curves": [], "settings": asked, "data": data, "best": None}
     kept = read_state(path) if path else None
     if kept is None:
         return fresh
-    for name in ("step", "curves", "settings", "data", "weights", "optimizer", "generators"):
+    for name in (*fresh, "weights", "optimizer", "generators"):
         if name not in kept:
             raise LabkitError(f"{path} is no state of this loop ({name} is missing); give another work folder.")
     for name, value in asked.items():
@@ -217,12 +225,16 @@ def _resume(path: Path | None, trained: Mapping[str, nn.Parameter], optimizer: t
     if kept["data"] != data or kept["weights"].keys() != trained.keys():
         what = "other data" if kept["data"] != data else "other parameters"
         raise LabkitError(f"{path} was written with {what}; resume with the same, or delete it to begin again.")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(kept["weights"][name])
+    _put(trained, kept["weights"])
     optimizer.load_state_dict(kept["optimizer"])
     set_generators(kept["generators"])
     return {name: kept[name] for name in fresh}
+
+
+def _put(trained: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(weights[name])
 
 
 def _save(path: Path, state: Mapping[str, Any], trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

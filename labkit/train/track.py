@@ -131,6 +131,18 @@ def registered(name: str, alias: str) -> Path:
     return Path(url2pathname(urlparse(source).path))
 
 
+def point(name: str, alias: str, version: str) -> None:
+    """Let an alias of a registered model name another version. LabkitError when there is no such version."""
+    if not available():
+        raise LabkitError('MLflow is not installed, so no model is registered. Try:  pip install "labkit[track]"')
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _client().set_registered_model_alias(name, alias, version)
+    except MlflowException:
+        raise LabkitError(f"No version {version} of the model {name!r}; register one with Log.register.") from None
+
+
 def frame(experiment: str = "labkit") -> Any:
     """pandas frame of all runs of an experiment: name, status, settings and each metric's last value."""
     import pandas as pd

@@ -245,3 +245,12 @@ def test_data_and_bookkeeping_do_without_torch():
     code = "import sys; sys.modules['torch'] = None\nfrom labkit.train import data, search, splits, track\nprint(len(data.house('train', 4)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "4\n", done.stderr
+
+
+def test_the_vacuums_conversations_are_of_their_split_and_new_to_the_house():
+    from labkit.train.data import vacuum
+
+    train, held = vacuum("train", 60, 3), vacuum("heldout", 24, 3)
+    assert len(train) == 60 and {e.kind for e in [*train, *held]} == {"vacuum"} and train[4].source == "vacuum train 3, task 5"
+    check_disjoint(train, held)
+    check_disjoint([*house("train", 60), *house("heldout", 60)], held)

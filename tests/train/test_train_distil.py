@@ -101,6 +101,42 @@ def test_several_teachers_count_as_their_mean_probability(some):
 # --- training with them ----------------------------------------------------------------------------------------------
 
 
+def test_losses_are_torchs_and_trls(some):
+    """One number from three programs: ours, plain torch's kl_div, and TRL's loss for GKD, whose beta 0 is forward, 1 reverse."""
+    student, teacher, _, weights = (x.float() for x in some)
+    kept = weights > 0
+    ones = kept.float()
+    plain = torch.nn.functional.kl_div(
+        (student[kept] / 2).log_softmax(-1), (teacher[kept] / 2).softmax(-1), reduction="sum"
+    ).item()
+    assert distil.soft(student, teacher, ones, 2.0).item() == pytest.approx(4 * plain, rel=1e-5)
+    gkd = pytest.importorskip("trl.experimental.gkd").GKDTrainer.generalized_jsd_loss
+    labels = torch.where(kept, 0, -100)
+    for ours, beta in ((distil.soft, 0.0), (distil.reverse, 1.0), (lambda *a: distil.jensen(*a, 0.3), 0.3)):
+        theirs = gkd(student, teacher, labels, beta=beta, temperature=2.0, reduction="sum").item()
+        assert ours(student, teacher, ones, 2.0).item() == pytest.approx(4 * theirs, rel=1e-5)  # theirs has no T squared
+
+
+def test_what_a_teacher_said_is_remembered(teacher, rows):
+    """The same loss and gradient as with the teacher running, for one and for several; rows and logits are drawn together."""
+    model, other = small(), small(7)
+    for guide in (teacher, [teacher, other]):
+        kept = distil.remember(guide, rows, temperature=2.0, size=3)
+        grads = []
+        for loss, given in ((distil.response(guide, 2.0, 1.0), rows), (distil.response(None, 2.0, 1.0), kept)):
+            model.zero_grad()
+            loss(model, given[2:5]).backward()
+            grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert (grads[0] - grads[1]).norm() < 2e-3 * grads[0].norm()
+    some = kept[torch.tensor([4, 1])]
+    assert torch.equal(some.ids, rows.ids[[4, 1]]) and torch.equal(some.logits, kept.logits[[4, 1]]) and len(some) == 2
+    run = train(small(), batches(kept, 2), Settings(steps=3, rate=1e-3), loss=distil.response(None), **QUICK)
+    assert len(run.curves) == 3
+    assert answer_loss(model, kept).item() == answer_loss(model, rows).item()
+    with pytest.raises(LabkitError, match=r"no teacher; expected one of both"):
+        distil.response(None)(model, rows)
+
+
 def test_a_student_comes_nearer_to_its_teacher(teacher, rows):
     with torch.no_grad():
         theirs = teacher(rows.ids, documents=rows.documents)

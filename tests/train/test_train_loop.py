@@ -105,10 +105,45 @@ def test_patience_ends_a_run_that_no_longer_improves(rows):
     losses = iter([3.0, 2.0, 2.5, 2.2, 9.0])
     settings = Settings(steps=50, evaluate_every=2, patience=2)
     run = train(small(), batches(rows, 2), settings, evaluate=lambda m: {"validation_loss": next(losses)}, **QUICK)
-    assert run.stopped_early and run.curves[-1]["step"] == 8
+    assert run.stopped_early and run.curves[-1]["step"] == 8 and run.kept_step == 4
     check = validation(rows, size=3)(small().eval())
     whole = answer_loss(small().eval(), rows) / rows.weights.sum()
     assert check["validation_loss"] == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_patience_leaves_the_best_weights_also_without_an_early_end_and_after_a_resume(rows, tmp_path):
+    """As transformers' load_best_model_at_end: stopping early is of no use when the overfitted weights stay."""
+    settings = Settings(steps=7, rate=1e-2, evaluate_every=1, patience=4, save_every=1)
+    curve, seen = [9.0, 4.0, 5.0, 3.0, 8.0, 7.0, 6.0], {}
+
+    def evaluate_from(step):
+        at = iter(range(step, 7))
+
+        def evaluate(model):
+            n = next(at)
+            seen.setdefault(n + 1, weights(model))
+            return {"validation_loss": curve[n]}
+
+        return evaluate
+
+    def stop(step, row):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    whole, parts = small(), small()
+    run = train(whole, batches(rows, 2), settings, evaluate=evaluate_from(0), **QUICK)
+    assert run.kept_step == 4 and not run.stopped_early and len(run.curves) == 7
+    assert same(weights(whole), seen[4]) and not same(seen[4], seen[7])
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, batches(rows, 2), settings, evaluate=evaluate_from(0), work=tmp_path, log=stop, **QUICK)
+    for start in (5, 7):  # resumed, and asked again when it is finished
+        again = small(seed=9)
+        assert train(again, batches(rows, 2), settings, evaluate=evaluate_from(start), work=tmp_path, **QUICK).kept_step == 4
+        assert same(weights(again), seen[4])
+    plain = train(small(), batches(rows, 2), replace(settings, patience=0), evaluate=evaluate_from(0), **QUICK)
+    assert plain.kept_step == 7
+    with pytest.raises(LabkitError, match="patience=2 given, but nothing is evaluated"):
+        train(small(), batches(rows, 2), Settings(steps=2, patience=2), **QUICK)
 
 
 def test_evaluation_does_not_touch_the_training(rows):

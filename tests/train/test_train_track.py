@@ -60,6 +60,12 @@ def test_aliases_move_from_version_to_version(home, tmp_path):
             assert log.register(folder, "edgehome-lora", "newest", *["champion"] * (number == 1)) == str(number)
     assert (track.registered("edgehome-lora", "newest") / "weights.txt").read_text() == "2"
     assert (track.registered("edgehome-lora", "champion") / "weights.txt").read_text() == "1"
+    track.point("edgehome-lora", "champion", "2")
+    assert (track.registered("edgehome-lora", "champion") / "weights.txt").read_text() == "2"
+    track.point("edgehome-lora", "champion", "1")  # and back
+    assert (track.registered("edgehome-lora", "champion") / "weights.txt").read_text() == "1"
+    with pytest.raises(LabkitError, match="No version 9 of the model 'edgehome-lora'"):
+        track.point("edgehome-lora", "champion", "9")
     with pytest.raises(LabkitError, match="No model 'edgehome-lora' has the alias 'retired'"):
         track.registered("edgehome-lora", "retired")
 
