@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from labkit import env
 from labkit._say import emit
 from labkit.types import LabkitError
 
@@ -22,6 +23,7 @@ def _run_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--force", action="store_true", help="run also what passed before unchanged")
     one.add_argument("--timeout", type=float, metavar="SECONDS", help="limit for one lab")
     one.add_argument("--workers", type=int, metavar="N", help="labs at once, memory permitting (default: cores / 4)")
+    one.add_argument("--scheduler", metavar="ADDRESS", help="run the labs on the workers of this Dask scheduler")
     one.add_argument("--no-headline", action="store_true", help="leave out the table of engines")
     one.add_argument("--json", action="store_true")
 
@@ -34,7 +36,7 @@ def run(chosen: argparse.Namespace) -> int:
     outcome = run_labs(
         chosen.labs, profile=chosen.profile, parameters=dict(chosen.parameter), out=chosen.out,
         solutions=chosen.solutions, force=chosen.force, timeout=chosen.timeout, headline=not chosen.no_headline,
-        workers=chosen.workers,
+        workers=chosen.workers, scheduler=chosen.scheduler,
     )  # fmt: skip
     words = f"{headline_text(outcome.results['headline'])}\n\nReport: {outcome.report}"
     emit(chosen, dict(outcome.results) | {"report": str(outcome.report)}, words.strip())
@@ -173,4 +175,5 @@ COMMANDS = (
     ("new", new, _new_options),
     ("report", report, _report_options),
     ("grade", grade, _grade_options),
+    ("env", env.command, env.options),
 )

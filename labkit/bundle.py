@@ -29,7 +29,7 @@ from labkit._say import emit
 from labkit.types import LabkitError
 
 SCHEMA = 1
-EXTRAS = ("llamacpp", "onnx", "openvino", "mlx", "train", "serve")  # what the labs use
+EXTRAS = ("llamacpp", "onnx", "openvino", "mlx", "train", "serve", "foundry", "track")  # what the labs use
 SUMS, ABOUT = "SHA256SUMS", "bundle.json"
 SCRIPTS = Path(__file__).parent / "data" / "bundle"
 CHUNK = 1 << 20

@@ -67,6 +67,7 @@ class Bench:
     windows: int
     prepare: Callable[[list[dict[str, str]]], list[dict[str, str]]]
     known: Mapping[str, Any] = field(default_factory=dict)  # metric -> Measurement that need not be taken again
+    threads: int | None = None  # of artifact and reference while they answer; None: the engine's choice
 
     @cached_property
     def seen(self) -> list[monitor.Seen]:
@@ -97,7 +98,7 @@ def check(area: str, name: str) -> Callable[[Callable[[Bench], Found]], Callable
 def run(
     artifact: Artifact, reference: Artifact, limits: Limits | None = None, *, requests: int = 60, windows: int = 2, seed: int = 7,
     prepare: Callable[[list[dict[str, str]]], list[dict[str, str]]] = lambda messages: messages,
-    known: Mapping[str, Any] | None = None, areas: Sequence[str] = AREAS,
+    known: Mapping[str, Any] | None = None, areas: Sequence[str] = AREAS, threads: int | None = None,
 ) -> list[Outcome]:  # fmt: skip
     """Run every check of the `areas` on an artifact of the house model. `known`: measurements at hand, by metric.
 
@@ -111,8 +112,8 @@ def run(
             tr("The gate asks household requests, at least one; {name} does not know them: give edgehome.", name=given)
         )
     tasks, found = house.tasks(n=requests, seed=seed), []
-    with load(artifact) as runner:
-        bench = Bench(artifact, reference, runner, limits or Limits(), tasks, windows, prepare, known or {})
+    with load(artifact, threads=threads) as runner:
+        bench = Bench(artifact, reference, runner, limits or Limits(), tasks, windows, prepare, known or {}, threads)
         for area, name, function in _checks:
             if area in areas:
                 began = time.perf_counter()
@@ -161,7 +162,7 @@ def _repeats(bench: Bench) -> Found:
 
 @check("quality", noop("right answers kept"))
 def _kept(bench: Bench) -> Found:
-    before = monitor.replay(bench.reference, bench.tasks)
+    before = monitor.replay(bench.reference, bench.tasks, threads=bench.threads)
     lost = decide.loss([one.right for one in bench.seen], [one.right for one in before])
     said = tr(
         "lost {value:.1%}, {low:.1%} to {high:.1%}; at most {limit:.1%}", **lost._asdict(), limit=bench.limits.accuracy_loss
@@ -171,7 +172,7 @@ def _kept(bench: Bench) -> Found:
 
 @check("quality", noop("near the reference in distribution"))
 def _near(bench: Bench) -> Found:
-    taken = bench.known.get("divergence") or measure.divergence(bench.artifact, bench.reference, limit=bench.windows)
+    taken = bench.known.get("divergence") or measure.divergence(bench.artifact, bench.reference, limit=bench.windows, threads=bench.threads)
     kl = measure.summary(taken)
     said = tr("KL {value:.4f} nats, {low:.4f} to {high:.4f}; at most {limit:g}", **kl._asdict(), limit=bench.limits.divergence)
     return state(kl, most=bench.limits.divergence), said

@@ -259,7 +259,7 @@ def test_the_command_names_labkits_own_extras():
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(bundle.EXTRAS) == set(project["project"]["optional-dependencies"]) - {"test", "all", "track", "fleet", "qnn"}  # no lab needs these
+    assert set(bundle.EXTRAS) == set(project["project"]["optional-dependencies"]) - {"test", "all", "fleet", "load", "qnn"}  # no lab needs these
 
 
 def test_powershell_calls_the_same_installer():

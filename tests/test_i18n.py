@@ -173,6 +173,7 @@ def test_checks_and_hints_speak_portuguese(portuguese):
 def test_no_english_in_what_a_portuguese_learner_is_told(portuguese, name):
     answers = ["x", 3, [1, 2], {"a": 1}, np.zeros((2, 2)), lambda *_: "x", lambda *_: 5, lambda *_: np.zeros(3), lambda *_: 1 / 0]
     said = " ".join(exercises.judge(name, answer).message for answer in answers)
+    said = re.sub(r"<lambda>\(.*?(?=: esperava-se| lançou|$)|'[^']*'|b'[^']*'", "", said)  # cases and values are the house's, in English too
     assert said and not re.search(r"\b(expected|got|differ|difference|raised|missing|the)\b", said), said
 
 

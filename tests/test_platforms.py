@@ -23,7 +23,7 @@ from labkit.course.labs import folder
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-CLASS_EXTRAS = ("llamacpp", "onnx", "openvino", "mlx", "train", "serve")  # what the labs need
+CLASS_EXTRAS = ("llamacpp", "onnx", "openvino", "mlx", "train", "serve", "foundry", "track")  # what the labs need
 SERVER = {"ipykernel", "jupyterlab", "papermill", "nbclient", "nbconvert"}  # Colab brings its own
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed; it comes with the test extra.")
 

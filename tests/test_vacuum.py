@@ -41,3 +41,8 @@ def test_texts_are_clean():
 def test_another_split_is_one_sentence():
     with pytest.raises(LabkitError, match="train and heldout, not 'test'"):
         vacuum.tasks("test")
+
+
+def test_more_tasks_than_there_are_is_said():
+    with pytest.raises(LabkitError, match="different tasks to heldout; ask for fewer"):
+        vacuum.tasks("heldout", 400)

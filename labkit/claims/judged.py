@@ -126,6 +126,6 @@ def _eighth(measured: Newest) -> bool | None:
 JUDGES: dict[str, Callable[[Newest], bool | None]] = {
     "C011": _bits("q4_0", 4), "C012": _bits("q5_1", 5), "C013": _bits("q8_0", 8), "C023": _saved("q4_0", 0.737), "C024": _saved("q8_0", 0.487),
     "C032": _order, "C065": _faster("q4_k_m", 2, 3), "C067": _faster("int4", 2, 6), "C095": _faster("int4", 2, 6), "C069": _faster("int4_sym", 2, 5), "C073": _faster("q4", 2, 4), "C079": _saved("q4_0", 0.75), "C080": _saved("q5_1", 0.70), "C081": _saved("q8_0", 0.50),
-    "C082": _saved("q8_0", 0.50), "C090": _bits("f16", 16), "C097": _kept, "C101": _near, "C173": _lost, "C174": _enough,
+    "C082": _saved("q8_0", 0.50), "C090": _bits("f16", 16), "C097": _kept, "C101": _near, "C137": _saved("q4_k_m", 0.75), "C173": _lost, "C174": _enough,
     "C177": _bits("q4_k_m", 4), "C068": _openvino, "C167": _eighth,
 }  # fmt: skip

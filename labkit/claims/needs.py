@@ -22,6 +22,6 @@ NEEDS = {
     "C139": SOURCE, "C151": "prices of machines and power, which the chapter does not state",
     "C157": "a sweep of learning rates by the lab on fine-tuning",
     "C168": "timed runs at batch 1 and 64 by the lab on deployment",
-    "C171": "the product that reads this file",
+    "C171": "a product that reads this file; Foundry Local 2.2.1 does not",
     "C175": "a machine of each kind",
 }  # fmt: skip

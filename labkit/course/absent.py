@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 from labkit.i18n import tr
 from labkit.types import NotInstalled
 
+PACKAGES = ("torch", "fastapi", "cryptography")  # without these, cells of some labs cannot run
 SHOW, EXCUSED = "_labkit_show", "_labkit_excused"  # names the changed cells call
 
 
-def go_on_without() -> None:
-    """In a kernel that lacks an engine or PyTorch, let cells that need it be skipped; elsewhere cells stay as written."""
+def go_on_without(programs: Sequence[str] = ()) -> None:
+    """In a kernel that lacks an engine, one of PACKAGES or of `programs`, let cells that need it be skipped; elsewhere cells stay as written."""
     from IPython import get_ipython
 
     from labkit import engines
 
     shell = get_ipython()
-    if shell is None or (None not in engines.available().values() and find_spec("torch")):
+    there = None not in engines.available().values() and all(map(find_spec, PACKAGES)) and all(map(which, programs))
+    if shell is None or there:
         return
     kept = [one for one in shell.ast_transformers if not isinstance(one, Skipper)]
     skipper = Skipper(shell.user_ns)

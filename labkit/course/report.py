@@ -136,8 +136,9 @@ def _lab_table(labs: Sequence[Mapping[str, Any]], method: str) -> str:
         kind = "passed" if lab["status"] == "passed" else "bad"
         done = sum(state == "passed" for state in lab["exercises"].values())
         failure = "; ".join(_failure_link(lab, one) for one in lab["failed"])
+        place = f" on {html.escape(lab['device'])}" if "device" in lab else ""
         rows.append(
-            f"<tr><td><a href='{lab['html']}'>{html.escape(lab['title'])}</a></td>"
+            f"<tr><td><a href='{lab['html']}'>{html.escape(lab['title'])}</a>{place}</td>"
             f"<td class='status-{kind}'>{lab['status']}</td>"
             f"<td class='number'>{lab['seconds']:.1f} s</td><td class='number'>{size(lab['peak_bytes'])}</td>"
             f"<td class='number'>{size(lab['disk_bytes'])}</td>"

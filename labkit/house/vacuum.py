@@ -12,6 +12,7 @@ from labkit.house.language import Task, Turn, chatml, make_task, say
 from labkit.house.words import LANGS, in_rooms, some_rooms
 from labkit.types import LabkitError
 
+TRIES = 20_000  # draws in a row without a new task: then there are none left
 POWERS = {  # canonical -> how it is said; "normal" is also what is meant when nothing is said
     "quiet": ("quietly", "em silêncio"),
     "normal": ("", ""),
@@ -63,12 +64,16 @@ def tasks(split: str = "heldout", n: int = 60, seed: int = 0) -> list[Task]:
     if split not in ("train", "heldout"):
         raise LabkitError(f"The vacuum's tasks have the splits train and heldout, not {split!r}: choose one of them.")
     cells = [(lang, tier) for tier in (1, 2, 3) for lang in LANGS]
-    rng, seen, found = Random(f"vacuum {split} {seed}"), set(), []
+    rng, seen, found, tries = Random(f"vacuum {split} {seed}"), set(), [], 0
     while len(found) < n:
+        if tries > TRIES:  # the held-out slots of tier 1 are few
+            raise LabkitError(f"n={n} was given, but the vacuum has about {len(found)} different tasks to {split}; ask for fewer.")
+        tries += 1
         lang, tier = cells[len(found) % len(cells)]
         turn = draw(rng, lang, tier, split)
         task = make_task([turn], tier, lang, split)
         if turn.held_out == (split == "heldout") and chatml(task.messages) not in seen:
             seen.add(chatml(task.messages))
             found.append(task)
+            tries = 0
     return found

@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -26,7 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit.host import waiting
-from labkit.types import Artifact, LabkitError
+from labkit.serve.supervisor import HOST, supervise
+from labkit.types import Artifact, LabkitError, NotInstalled
+
+OPEN = "/docs"  # answers without a key, once the model is loaded
+LOOPBACK = (HOST, "localhost")
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business with this machine's own ports
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Server:
     url: str
     api_key: str | None
     log: Path
+    pid: int = 0  # leader of its process group
 
     def get(self, route: str) -> Any:
         """The parsed JSON answer of a GET."""
@@ -68,7 +70,7 @@ class Server:
             headers["Authorization"] = f"Bearer {self.api_key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + route, data=data, headers=headers)
-        return urllib.request.urlopen(request, timeout=120)
+        return _OPENER.open(request, timeout=120)
 
 
 @contextlib.contextmanager
@@ -76,37 +78,32 @@ def serve(
     artifact: Artifact | Path | str,
     *,
     port: int = 0,
-    host: str = "127.0.0.1",
+    host: str = HOST,
     api_key: str | None = None,
     n_ctx: int = 512,
     threads: int | None = None,
     wait: float = 90.0,
+    interrupt: bool = False,
 ) -> Iterator[Server]:
     """Start the server for an artifact of the llamacpp engine (or a .gguf file) and stop it on the way out.
 
     `port` 0 takes a free one; `wait` is how many seconds the server may take to answer its first request.
+    `interrupt` is the library's own default: a new request cuts the running answer off, which loses answers as soon as two come at once.
     """
-    model = _gguf(artifact)
+    if host not in LOOPBACK and not api_key:
+        raise LabkitError(f"{host} is open to other machines and no key is set; give api_key=..., or stay on {HOST}.")
     _require_server()
-    port = port or _free_port(host)
+    model = gguf(artifact)
     with tempfile.TemporaryDirectory(prefix="labkit-serve-", ignore_cleanup_errors=True) as folder:
-        config = _write_config(Path(folder), model, host, port, api_key, n_ctx, threads)
-        log = Path(folder) / "server.log"
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "labkit.serve._llamacpp_main", "--config_file", str(config)],
-                stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-                env={**os.environ, **waiting("short")},  # two spinning processes on two cores starve each other
-            )
-        try:
-            server = Server(f"http://{host}:{port}", api_key, log)
-            _wait_until_ready(server, process, wait)
-            yield server
-        finally:
-            _stop(process)
+        config = _write_config(Path(folder), model, host, api_key, n_ctx, threads, interrupt)
+        command = [sys.executable, "-m", "labkit.serve._llamacpp_main", str(config), "{port}"]
+        quiet = waiting("short")  # two spinning processes on two cores starve each other
+        with supervise(command, health=OPEN, wait=wait, port=port, environment=quiet, folder=Path(folder)) as child:
+            yield Server(f"http://{HOST if host == '0.0.0.0' else host}:{child.port}", api_key, child.log, child.pid)
 
 
-def _gguf(artifact: Artifact | Path | str) -> Path:
+def gguf(artifact: Artifact | Path | str) -> Path:
+    """The GGUF file of an artifact, a folder or the file itself; LabkitError when there is none."""
     path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
     found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
     if not found or not found[0].is_file():
@@ -117,23 +114,17 @@ def _gguf(artifact: Artifact | Path | str) -> Path:
 def _require_server() -> None:
     needed = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
     if absent := [name for name in needed if find_spec(name) is None]:
-        raise LabkitError(f'The server needs {", ".join(absent)}. Try:  pip install "labkit[llamacpp,serve]"')
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+        raise NotInstalled(f'The server needs {", ".join(absent)}. Try:  pip install "labkit[llamacpp,serve]"')
 
 
 def _write_config(
-    folder: Path, model: Path, host: str, port: int, api_key: str | None, n_ctx: int, threads: int | None
+    folder: Path, model: Path, host: str, api_key: str | None, n_ctx: int, threads: int | None, interrupt: bool
 ) -> Path:
     from labkit import host as machine
 
     threads = threads or machine.cpus()
     settings = {
-        "host": host, "port": port, "api_key": api_key,
+        "host": host, "api_key": api_key, "interrupt_requests": interrupt,
         "models": [{
             "model": str(model), "model_alias": model.stem, "n_ctx": n_ctx, "n_threads": threads,
             "n_threads_batch": threads, "flash_attn": True, "verbose": False,
@@ -143,29 +134,3 @@ def _write_config(
     path.touch(mode=0o600)
     path.write_text(json.dumps(settings))
     return path
-
-
-def _wait_until_ready(server: Server, process: subprocess.Popen, wait: float) -> None:
-    until = time.monotonic() + wait
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise LabkitError(f"The server stopped with status {process.returncode}: {_tail(server.log)}")
-        with contextlib.suppress(OSError):
-            server.get("/v1/models")
-            return
-        time.sleep(0.1)
-    raise LabkitError(f"The server did not answer within {wait:g} s: {_tail(server.log)}")
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it wrote nothing"
-
-
-def _stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

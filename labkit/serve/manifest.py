@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from labkit.types import Artifact, LabkitError
+from labkit.types import Artifact, LabkitError, NotInstalled
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 SCHEMA = 1
@@ -152,5 +152,5 @@ def _cryptography() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
-        raise LabkitError("Signing needs the package cryptography. Try:  pip install cryptography") from None
+        raise NotInstalled("Signing needs the package cryptography. Try:  pip install cryptography") from None
     return ed25519, serialization

@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -34,8 +35,8 @@ _running: weakref.WeakSet[Child] = weakref.WeakSet()
 class Child:
     """A server in a process group of its own. `url` is where it listens, `log` the file with all it wrote."""
 
-    def __init__(self, command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None, grace: float):
-        self.port, self.url, self.log, self._grace = port, f"http://{HOST}:{port}", log, grace
+    def __init__(self, command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None, grace: float, scheme: str = "http"):
+        self.port, self.url, self.log, self._grace = port, f"{scheme}://{HOST}:{port}", log, grace
         given = [part.replace("{port}", str(port)) for part in command]
         keeper = [sys.executable, "-I", "-S", str(Path(__file__).with_name("_keeper.py")), str(grace), *given]
         flags = {"start_new_session": True} if os.name == "posix" else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -93,18 +94,22 @@ def supervise(
     environment: Mapping[str, str] | None = None,
     grace: float = GRACE,
     attempts: int = 3,
+    folder: Path | None = None,
+    certificate: Path | str | None = None,
 ) -> Iterator[Child]:
     """Run `command`, in which {port} stands for the port, until the block ends.
 
     Ready means that `health` answers with a status below 400 within `wait` seconds. `port` 0 takes a free one; should another
     process be faster to take it, up to `attempts` others are tried. LabkitError, with the end of the log, when it does not come up.
+    The log lies in `folder`, by default one that goes with the block. `certificate` (PEM) is that of a server which speaks https.
     """
-    with tempfile.TemporaryDirectory(prefix="labkit-child-", ignore_cleanup_errors=True) as folder:
+    scheme = "https" if certificate else "http"
+    with tempfile.TemporaryDirectory(prefix="labkit-child-", ignore_cleanup_errors=True) as own:
         child = None
         try:
             for attempt in range(attempts):
-                child = Child(command, port or free_port(), Path(folder) / f"{attempt}.log", environment, grace)
-                if _ready(child, health, wait, last=bool(port) or attempt == attempts - 1):
+                child = Child(command, port or free_port(), (folder or Path(own)) / f"{attempt}.log", environment, grace, scheme)
+                if _ready(child, health, wait, last=bool(port) or attempt == attempts - 1, certificate=certificate):
                     break
                 child.stop()
             yield child  # type: ignore[misc]
@@ -127,21 +132,22 @@ def taken(port: int, host: str = HOST) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def _ready(child: Child, health: str, wait: float, last: bool) -> bool:
+def _ready(child: Child, health: str, wait: float, last: bool, certificate: Path | str | None = None) -> bool:
     until = time.monotonic() + wait
     while time.monotonic() < until:
         if child.status is not None:
             if not last and "address already in use" in child.said(20).lower():
                 return False
             raise LabkitError(f"The server stopped with status {child.status}: {child.said()}")
-        if _answers(child.url + health):
+        if _answers(child.url + health, certificate):
             return True
         time.sleep(0.1)
     raise LabkitError(f"The server did not answer {health} within {wait:g} s: {child.said()}")
 
 
-def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business with this machine's own ports
+def _answers(url: str, certificate: Path | str | None) -> bool:
+    trusted = [urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=certificate))] if certificate else []
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *trusted)  # a proxy has no business with this machine's own ports
     try:
         with opener.open(url, timeout=2) as reply:
             return reply.status < 400
