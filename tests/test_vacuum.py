@@ -26,6 +26,12 @@ def test_splits_share_neither_slots_nor_wordings():
         assert not set(vacuum.WORDINGS["train", lang]) & set(vacuum.WORDINGS["heldout", lang])
 
 
+def test_the_exam_asks_for_many_combinations():
+    asked = vacuum.tasks("heldout", 120)
+    most = max(sum(t.answer["rooms"] == one.answer["rooms"] and t.answer["power"] == one.answer["power"] for t in asked) for one in asked)
+    assert most <= 24, "a fifth of the exam at most is one combination"
+
+
 def test_answers_are_scored_as_the_house_scores_them():
     task = vacuum.tasks("heldout", 6)[0]
     assert house.score(task, dumps(task.answer)) and not house.score(task, dumps({**task.answer, "power": "none"}))
@@ -45,4 +51,4 @@ def test_another_split_is_one_sentence():
 
 def test_more_tasks_than_there_are_is_said():
     with pytest.raises(LabkitError, match="different tasks to heldout; ask for fewer"):
-        vacuum.tasks("heldout", 400)
+        vacuum.tasks("heldout", 40_000)

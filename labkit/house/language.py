@@ -65,9 +65,9 @@ def dumps(answer: dict[str, Any]) -> str:
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
 
 
-def is_held_out(key: Any) -> bool:
+def is_held_out(key: Any, one_in: int = HELD_OUT_ONE_IN) -> bool:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, ensure_ascii=False).encode()).digest()
-    return int.from_bytes(digest[:4], "big") % HELD_OUT_ONE_IN == 0
+    return int.from_bytes(digest[:4], "big") % one_in == 0
 
 
 def say(rng: Random, lang: str, tier: int, plain: list[str], varied: list[str] = (), /, **slots: str) -> str:

@@ -1,17 +1,19 @@
 """An intent the house model was never taught: the robot vacuum. For labs that teach a trained model something new.
 
-Wordings of the two splits are disjoint, and so are their slots (the house's own rule, `Turn.held_out`): a held-out task
-asks for a room and power never seen together, in a sentence never seen. The shipped model has met neither.
+Wordings of the two splits are disjoint, and so are their slots: a held-out task asks for rooms and a power never seen together,
+in a sentence never seen. One combination in four is held out, more than in the house's own rule: a single room and a power make
+few, and an exam should not ask for two of them over and over. The shipped model has met neither.
 """
 
 from __future__ import annotations
 
 from random import Random
 
-from labkit.house.language import Task, Turn, chatml, make_task, say
+from labkit.house.language import Task, Turn, chatml, is_held_out, make_task, say
 from labkit.house.words import LANGS, in_rooms, some_rooms
 from labkit.types import LabkitError
 
+HELD_OUT_ONE_IN = 4
 TRIES = 20_000  # draws in a row without a new task: then there are none left
 POWERS = {  # canonical -> how it is said; "normal" is also what is meant when nothing is said
     "quiet": ("quietly", "em silêncio"),
@@ -26,6 +28,8 @@ WORDINGS = {
         "<in>, vacuum the floor <how>",
         "I want the vacuum (running|working) <in> <how>",
         "the floor <in> needs the vacuum <how>",
+        "vacuum the (floor|carpet) <in> <how>",
+        "(can|could|would) you (start|switch on) the vacuum <in> <how>?",
     ],
     ("train", "pt"): [
         "aspire <in> <how>",
@@ -34,6 +38,8 @@ WORDINGS = {
         "<in>, aspire o chão <how>",
         "quero o aspirador (ligado|rodando) <in> <how>",
         "o chão <in> precisa do aspirador <how>",
+        "aspire o (chão|tapete) <in> <how>",
+        "(poderia|dá para) (ligar|rodar) o aspirador <in> <how>?",
     ],
     ("heldout", "en"): [
         "send the vacuum to work <in> <how>",
@@ -72,7 +78,7 @@ def tasks(split: str = "heldout", n: int = 60, seed: int = 0) -> list[Task]:
         lang, tier = cells[len(found) % len(cells)]
         turn = draw(rng, lang, tier, split)
         task = make_task([turn], tier, lang, split)
-        if turn.held_out == (split == "heldout") and chatml(task.messages) not in seen:
+        if is_held_out(["vacuum", turn.key], HELD_OUT_ONE_IN) == (split == "heldout") and chatml(task.messages) not in seen:
             seen.add(chatml(task.messages))
             found.append(task)
             tries = 0
