@@ -230,18 +230,30 @@ def test_a_lab_without_a_seed_has_no_variants(course, tmp_path, capsys):
 
 @pytest.fixture
 def line():
-    """(ours, theirs): two ends of a line in this process, the other one serving in a thread."""
-    ends = []
+    """(ours, theirs): two ends of a line in this process, the other one serving in a thread; `line.close()` ends all of them."""
+    open_ones = []
 
     def make(**handlers):
         (a, b), (c, d) = os.pipe(), os.pipe()
-        ours = Peer(os.fdopen(a, "rb"), os.fdopen(d, "wb"))
-        theirs = Peer(os.fdopen(c, "rb"), os.fdopen(b, "wb"), handlers)
-        threading.Thread(target=theirs.serve, daemon=True).start()
-        ends.append((ours, theirs))
+        files = os.fdopen(d, "wb"), os.fdopen(c, "rb"), os.fdopen(b, "wb"), os.fdopen(a, "rb")
+        ours, theirs = Peer(files[3], files[0]), Peer(files[1], files[2], handlers)
+        thread = threading.Thread(target=theirs.serve, daemon=True)
+        thread.start()
+        open_ones.append((files, thread))
         return ours, theirs
 
-    return make
+    def close():
+        for files, thread in open_ones:
+            files[0].close()  # the other side reads to the end and stops
+            thread.join(5)
+            for file in files[1:]:
+                if not thread.is_alive():
+                    file.close()
+        open_ones.clear()
+
+    make.close = close
+    yield make
+    close()
 
 
 VALUES = [None, True, -3, 2**100, 1.5, float("inf"), "é\n", b"\0\xff", 1 + 2j, ..., [1, [2]], (1, "a"), {1, 2}, {1: (2,)},
@@ -296,6 +308,7 @@ def test_every_answer_of_the_course_is_judged_alike_over_the_line(line):
             here = exercises.judge(name, answer)
             assert there.state == here.state and "travel" not in there.message
             assert there.message.replace("your function", "<lambda>") == here.message, name
+        line.close()
 
 
 # --- the whole course and a large class ------------------------------------------------------------------------------
