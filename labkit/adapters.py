@@ -11,7 +11,7 @@ precision it is stored. Nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def load(artifact: Artifact, adapters: Mapping[str, str | Path], *, exact: bool 
     return engine.load_adapted(artifact, {name: read(folder) for name, folder in adapters.items()}, exact=exact, threads=threads)
 
 
-def chosen(name: str | None, known: Mapping[str, Any]) -> str | None:
+def chosen(name: str | None, known: Collection[str]) -> str | None:
     """`name`, if it is None or known."""
     if name is not None and name not in known:
         raise LabkitError(f"No adapter is called {name!r}; loaded: {', '.join(known)}, or None for the base alone.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from labkit import simulate
 from labkit.types import LabkitError
 
 if TYPE_CHECKING:
@@ -48,15 +49,11 @@ def waiting(per_hour: float, service: Sequence[float]) -> float:
 
 
 def queue(per_hour: float, service: Sequence[float], requests: int = 20_000, seed: int = 0) -> np.ndarray:
-    """Simulated seconds in the queue (requests,): random arrivals, service times drawn from the given ones (Lindley, 1952)."""
+    """Simulated seconds in the queue (requests,): random arrivals, service times drawn from the given ones."""
     rng = np.random.default_rng(seed)
-    gaps = rng.exponential(3600 / per_hour, requests)
-    served = rng.choice(np.asarray(service, dtype=float), requests)
-    waits, wait = np.zeros(requests), 0.0
-    for i in range(1, requests):
-        wait = max(0.0, wait + served[i - 1] - gaps[i])
-        waits[i] = wait
-    return waits
+    arrivals = np.cumsum(rng.exponential(3600 / per_hour, requests)).tolist()
+    served = simulate.queue(arrivals, rng.choice(np.asarray(service, dtype=float), requests).tolist())
+    return np.array([one.start for one in served]) - arrivals
 
 
 # --- cost --------------------------------------------------------------------------------------------------------

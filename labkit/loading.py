@@ -94,7 +94,7 @@ def main(way: str, path: Path) -> dict[str, Any]:
     seconds = [b - a for a, b in pairwise(marks)]
     added = {f"{part} after {when}": (now[key] or 0) - (before[key] or 0)
              for when, now in (("opening", after_open), ("use", after_use))
-             for part, key in (("private", "pss_anon"), ("mapped", "pss_file"))}  # fmt: skip
+             for part, key in (("private", "rss_anon"), ("mapped", "rss_file"))}  # fmt: skip
     return {"import s": seconds[0], "open s": seconds[1], "first use s": seconds[2], **added, "libraries": before["rss"]}
 
 

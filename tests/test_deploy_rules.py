@@ -231,9 +231,7 @@ def test_an_exception_needs_a_reason_and_stays_visible(tmp_path):
 
 
 def test_hadolint_agrees(tmp_path):
-    import shutil
-
-    if shutil.which("hadolint") is None:
+    if not checking._installed("hadolint"):
         pytest.skip("hadolint is not installed")
     for engine in ("onnxruntime", "llamacpp", "vllm", "ollama"):
         said = {name: text for name, _, text in checking.programs(rendered(tmp_path, engine)) if name == "hadolint"}
@@ -241,7 +239,7 @@ def test_hadolint_agrees(tmp_path):
 
 
 def test_programs_that_are_absent_say_so(files, monkeypatch):
-    monkeypatch.setattr(checking.shutil, "which", lambda name: None)
+    monkeypatch.setattr(checking.shutil, "which", lambda name, path=None: None)
     assert {text.split(";")[0] for *_, text in checking.programs(files)} == {"not installed here"}
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from labkit import cli, env
+from labkit.deploy.arguments import lint
 from labkit.serve import vllm
 from labkit.standin import standin_config
 from labkit.types import LabkitError, NotInstalled
@@ -93,21 +94,21 @@ def test_too_little_disk_is_said_before_anything_is_fetched(home, monkeypatch):
         ("--enable-auto-tool-choice --max-model-len 4096", 16, "--tool-call-parser"),
         ("--enable-auto-tool-choice --tool-call-parser=hermes --max-model-len 4096", 16, None),
         ("--quantization awq --max-model-len 4096", 16, "not quantized"),
-        ("--max-model-len 200000", 1000, "beyond the model's 131072"),
-        ("--max-model-len 4096 --max-num-seqs 4", 8, "9.1 GiB of 8.0 GiB"),  # the chapter's container, C053
+        ("--max-model-len 200000", 1000, "beyond the 131072 positions"),
+        ("--max-model-len 4096 --max-num-seqs 4", 8, "more than the 8.00 GiB"),  # the chapter's container, C053
         ("--max-model-len 4096 --max-num-seqs 1", 8, None),
-        ("--max-model-len=4096 --max-num-seqs=1 --dtype float32", 8, "GiB of 8.0"),
+        ("--max-model-len=4096 --max-num-seqs=1 --dtype float32", 8, "more than the 8.00 GiB"),
     ],
 )
 def test_arguments_are_judged_before_anything_starts(arguments, memory, said):
-    found = vllm.problems(arguments.split(), PHI, memory * GIB)
+    found = [one.sentence for one in lint(arguments, PHI, memory=memory * GIB)]
     assert (said is None and not found) or (said and len(found) == 1 and said in found[0]), found
 
 
 def test_a_quantized_checkpoint_takes_its_own_method():
     awq = {**PHI, "quantization_config": {"quant_method": "awq"}}
-    assert not vllm.problems("--quantization awq --max-model-len 4096".split(), awq, 8 * GIB)
-    assert "is awq" in vllm.problems("--quantization gptq --max-model-len 4096".split(), awq, 8 * GIB)[0]
+    assert not lint("--quantization awq --max-model-len 4096", awq, memory=8 * GIB)
+    assert "is awq" in lint("--quantization gptq --max-model-len 4096", awq, memory=8 * GIB)[0].sentence
 
 
 def test_vllm_answers_where_its_environment_is(monkeypatch):

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 import labkit
-from labkit.serve import foundry
+from labkit.serve import foundry, foundry_gateway
 from labkit.types import LabkitError, NotInstalled
 
 ASK = [{"role": "user", "content": "turn on the kitchen light"}]
@@ -63,14 +63,15 @@ def test_unknown_settings_are_refused():
         foundry._search({"max_tokens": 3})
 
 
-def test_a_raw_folder_links_the_weights_and_changes_the_template(tmp_path):
+def test_a_raw_folder_copies_the_weights_and_changes_the_template(tmp_path):
     old = tmp_path / "old"
     old.mkdir()
     (old / "model.onnx.data").write_bytes(b"1234")
     (old / "chat_template.jinja").write_text("x")
     (old / "tokenizer_config.json").write_text('{"chat_template": "x", "eos_token": "</s>"}')
-    new = foundry.raw_folder(old, tmp_path / "new")
-    assert (new / "model.onnx.data").samefile(old / "model.onnx.data") and not (new / "chat_template.jinja").exists()
+    new = foundry_gateway.raw_folder(old, tmp_path / "new")
+    assert (new / "model.onnx.data").read_bytes() == b"1234" and not (new / "chat_template.jinja").exists()
+    assert (old / "model.onnx.data").stat().st_nlink == 1, "with a second name the onnx package refuses to read it"
     assert json.loads((new / "tokenizer_config.json").read_text()) == {"chat_template": "{{ messages[0]['content'] }}", "eos_token": "</s>"}
     assert json.loads((old / "tokenizer_config.json").read_text())["chat_template"] == "x"
 
@@ -181,7 +182,7 @@ def test_the_process_ends_with_its_block(artifact):
 def test_the_gateway_serves_it_with_the_engines_ids(artifact):
     house = artifact.checkpoint
     ids = house.encode(house.chat(ASK))
-    with foundry.FoundryRunner(artifact.path, house, threads=1) as run, labkit.load(artifact) as own:
+    with foundry_gateway.FoundryRunner(artifact.path, house, threads=1) as run, labkit.load(artifact) as own:
         made = list(run.generate(ids, 48))
         assert made[-1] in house.eos_ids and made == list(own.generate(ids, len(made)))
         assert len(list(run.generate(ids, 5))) == 5
@@ -197,7 +198,7 @@ def test_rest_in_front_of_it(artifact, by_foundry):
     from labkit.serve.supervisor import supervise
 
     key = "a-secret-of-more-than-16"
-    command = foundry.gateway_command(artifact, foundry=by_foundry)
+    command = foundry_gateway.gateway_command(artifact, foundry=by_foundry)
     with supervise(command, environment={"LABKIT_API_KEYS": f"me={key}"}) as server:
         with httpx.Client(base_url=server.url, timeout=30) as http:
             body = {"model": "edgehome", "messages": ASK, "max_tokens": 48}

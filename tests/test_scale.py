@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from labkit import capacity
 from labkit.serve import autoscale, balance, load, scrape
 from labkit.serve.supervisor import supervise, taken
 from labkit.stats import Estimate
@@ -62,10 +63,10 @@ def test_a_verdict_needs_the_whole_interval():
 
 
 def test_the_mean_wait_is_that_of_known_queues():
-    assert load.mean_wait(5, [0.1]) == pytest.approx(0.05)  # M/D/1 at half load: rho s / (2 (1 - rho))
+    assert capacity.waiting(5 * 3600, [0.1]) == pytest.approx(0.05)  # M/D/1 at half load: rho s / (2 (1 - rho))
     exponential = np.random.default_rng(0).exponential(0.1, 400_000)
-    assert load.mean_wait(5, exponential) == pytest.approx(0.1, rel=0.02)  # M/M/1: rho s / (1 - rho)
-    assert load.mean_wait(10, [0.1]) == math.inf
+    assert capacity.waiting(5 * 3600, exponential) == pytest.approx(0.1, rel=0.02)  # M/M/1: rho s / (1 - rho)
+    assert capacity.waiting(10 * 3600, [0.1]) == math.inf
 
 
 @needs_httpx
@@ -228,7 +229,7 @@ def test_the_simulated_queue_agrees_with_theory():
     work = np.random.default_rng(1).uniform(0.05, 0.15, 500)
     moments = load.arrivals(6, 20_000, seed=5)
     run = autoscale.simulate(moments, work, autoscale.Fixed(1), seed=2)
-    assert run.latencies.mean() == pytest.approx(load.mean_wait(6, work) + work.mean(), rel=0.05)
+    assert run.latencies.mean() == pytest.approx(capacity.waiting(6 * 3600, work) + work.mean(), rel=0.05)
 
 
 def test_what_cannot_be_simulated_is_refused():

@@ -76,6 +76,7 @@ def run(
     workers run the labs instead of this machine, one on each machine at a time (see labkit.course.elsewhere).
     """
     from labkit import host
+    from labkit._fleet_command import fleet
     from labkit.course import elsewhere, report
 
     _refuse_nothing(workers, timeout)
@@ -96,9 +97,8 @@ def run(
 
     with contextlib.ExitStack() as ends:
         if scheduler:
-            fleet = ends.enter_context(_fleet(scheduler))
-            seconds = timeout or LIMITS[profile]
-            finished = elsewhere.spread(due, wanted, fleet, folder, seconds=seconds, solutions=solutions, say=_say)
+            workers_there, seconds = ends.enter_context(fleet(scheduler)), timeout or LIMITS[profile]
+            finished = elsewhere.spread(due, wanted, workers_there, folder, seconds=seconds, solutions=solutions, say=_say)
         else:
             finished = side_by_side(due, one_lab, workers or max(1, host.cpus() // CORES))
         for lab, record, alone in ends.enter_context(contextlib.closing(finished)):
@@ -112,12 +112,6 @@ def run(
     write_json(folder / "results.json", results)
     report.write_index(folder, results)
     return Outcome(results, folder)
-
-
-def _fleet(scheduler: str) -> contextlib.AbstractContextManager[Any]:
-    from labkit._fleet_command import fleet
-
-    return fleet(scheduler)
 
 
 def _refuse_nothing(workers: int | None, timeout: float | None) -> None:

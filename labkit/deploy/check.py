@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _modelfile(file: Path) -> list[Finding]:
 def programs(folder: Path | str) -> list[tuple[str, str, str]]:
     """(program, file, what it said) of the linters others wrote: hadolint and `docker compose config`; one that is absent says so."""
     folder, said = Path(folder), []
-    jobs = [("hadolint", [shutil.which("hadolint") or "", str(file)], file) for file in sorted(folder.rglob("Dockerfile"))]
+    jobs = [("hadolint", [_installed("hadolint"), str(file)], file) for file in sorted(folder.rglob("Dockerfile"))]
     jobs += [("docker compose config", [*_compose(), "-f", str(file), "config", "--quiet"], file) for file in sorted(folder.rglob("compose.yaml"))]
     for name, command, file in jobs:
         place = file.relative_to(folder).as_posix()
@@ -117,6 +118,11 @@ def programs(folder: Path | str) -> list[tuple[str, str, str]]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **asked})
         said.append((name, place, (done.stdout + done.stderr).strip()[:300] or "nothing found"))
     return said
+
+
+def _installed(name: str) -> str:
+    """Where the program is: on PATH, or beside this Python, where pip puts it though nobody activated the environment; "" if absent."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent)) or ""
 
 
 def _compose() -> list[str]:

@@ -159,7 +159,7 @@ class Adapters:
         from mlx_lm.tuner.lora import LoRALinear
 
         known = dict(model.named_modules())
-        self._layers, self._of = {}, {None: {}}
+        self._layers, self._of, self._names = {}, {None: {}}, tuple(adapters)
         for layer in dict.fromkeys(layer for adapter in adapters.values() for layer in adapter.layers):
             if not hasattr(known.get(layer), "weight"):
                 raise LabkitError(f"The adapter is for a layer {layer}, which this model has not.")
@@ -177,6 +177,6 @@ class Adapters:
         """Answer with this adapter from now on; None: with the base alone."""
         from labkit.adapters import chosen
 
-        found = self._of[chosen(name, {key: None for key in self._of if key is not None})]
+        found = self._of[chosen(name, self._names)]
         for layer, one in self._layers.items():
             one.lora_a, one.lora_b, one.scale = found.get(layer, self._nothing[layer])

@@ -159,7 +159,7 @@ class AdaptedGenai(GenaiRunner):
         try:
             every = replace(next(iter(adapters.values())), layers=layers)
             super().__init__(adaptable(folder, place / "model", every), **settings)
-            self._adapters, self._names = self._genai.Adapters(self._model), dict.fromkeys(adapters)
+            self._adapters, self._names = self._genai.Adapters(self._model), tuple(adapters)
             for number, (name, adapter) in enumerate(adapters.items()):
                 self._adapters.load(str(write(adapter, place / f"{number}.onnx_adapter")), name)
         except BaseException:

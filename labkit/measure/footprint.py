@@ -11,10 +11,11 @@ PROC = Path("/proc/self")
 
 
 def footprint(proc: Path = PROC) -> dict[str, Any]:
-    """Resident memory now and at its peak, and on Linux its proportional parts (PSS): private (anon) and file-backed.
+    """Resident memory now and at its peak, and on Linux its parts, private (anon) and file-backed: whole, and proportional (PSS).
 
-    Linux: VmHWM and VmRSS of /proc/self/status, smaps_rollup. macOS: ru_maxrss. Windows: the peak working set.
-    Keys: peak, rss, pss, pss_anon, pss_file (None where the system does not tell), method.
+    Linux: VmHWM and VmRSS, RssAnon, RssFile of /proc/self/status, smaps_rollup. macOS: ru_maxrss. Windows: the peak working set.
+    A page that n processes map counts 1/n in PSS and wholly in RSS.
+    Keys: peak, rss, rss_anon, rss_file, pss, pss_anon, pss_file (None where the system does not tell), method.
     """
     status = _fields(proc / "status")
     if "VmHWM" in status:
@@ -22,6 +23,8 @@ def footprint(proc: Path = PROC) -> dict[str, Any]:
         return {
             "peak": status["VmHWM"],
             "rss": status["VmRSS"],
+            "rss_anon": status.get("RssAnon"),
+            "rss_file": status.get("RssFile"),
             "pss": parts.get("Pss"),
             "pss_anon": parts.get("Pss_Anon", parts.get("Anonymous")),
             "pss_file": parts.get("Pss_File"),
@@ -34,7 +37,7 @@ def _elsewhere() -> dict[str, Any]:
     import psutil
 
     info = psutil.Process().memory_info()
-    nothing = {"pss": None, "pss_anon": None, "pss_file": None}
+    nothing = {"rss_anon": None, "rss_file": None, "pss": None, "pss_anon": None, "pss_file": None}
     if hasattr(info, "peak_wset"):
         return {"peak": info.peak_wset, "rss": info.rss, **nothing, "method": "psutil peak working set"}
     import resource

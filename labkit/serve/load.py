@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,13 +186,6 @@ def verdict(found: stats.Estimate, limit: float) -> str:
     if not np.isfinite(found.value):
         return "unsure"
     return "within" if found.high <= limit else "over" if found.low > limit else "unsure"
-
-
-def mean_wait(rate: float, service: Iterable[float]) -> float:
-    """Mean seconds in the queue of one server with Poisson arrivals (Pollaczek and Khinchine); inf from full load on."""
-    times = np.asarray(list(service), dtype=float)
-    busy = rate * times.mean()
-    return float(rate * (times**2).mean() / (2 * (1 - busy))) if busy < 1 else float("inf")
 
 
 # --- the same schedule by Locust ---------------------------------------------------------------------------------

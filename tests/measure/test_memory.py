@@ -10,7 +10,7 @@ from labkit.measure.footprint import footprint, reset_peak
 from labkit.measure.worker import Child
 
 PROC = {
-    "status": "Name:\tpython\nVmHWM:\t  3000 kB\nVmRSS:\t  2000 kB\nThreads:\t4\n",
+    "status": "Name:\tpython\nVmHWM:\t  3000 kB\nVmRSS:\t  2000 kB\nRssAnon:\t 950 kB\nRssFile:\t 1050 kB\nThreads:\t4\n",
     "smaps_rollup": "55-7f ---p 0 00:00 0 [rollup]\nPss:  1500 kB\nPss_Anon:  900 kB\nPss_File:  600 kB\n",
 }
 
@@ -20,7 +20,7 @@ def test_footprint_reads_what_the_kernel_says(tmp_path):
         (tmp_path / name).write_text(content)
     found = footprint(tmp_path)
     assert {k: v // 1024 for k, v in found.items() if k != "method"} == {
-        "peak": 3000, "rss": 2000, "pss": 1500, "pss_anon": 900, "pss_file": 600,
+        "peak": 3000, "rss": 2000, "rss_anon": 950, "rss_file": 1050, "pss": 1500, "pss_anon": 900, "pss_file": 600,
     }  # fmt: skip
 
 

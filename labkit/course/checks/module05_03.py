@@ -241,15 +241,6 @@ def _(answer: Any) -> None:
     function(answer, _ternary, cases, rel=1e-6, abs=1e-12)
 
 
-def _common_length(a: Sequence[str], b: Sequence[str]) -> int:
-    row = [0] * (len(b) + 1)
-    for one in a:
-        before, row = row, [0]
-        for j, other in enumerate(b):
-            row.append(before[j] + 1 if one == other else max(before[j + 1], row[j]))
-    return row[-1]
-
-
 @exercise(
     "05.3.11",
     "The longest common subsequence",
@@ -260,6 +251,8 @@ def _common_length(a: Sequence[str], b: Sequence[str]) -> int:
     ),
 )
 def _(answer: Any) -> None:
+    from labkit.train.scores import longest_common
+
     pairs = [
         "police killed the gunman|police kill the gunman",
         "a b c b d a b|b d c a b a",
@@ -267,4 +260,4 @@ def _(answer: Any) -> None:
         "on the mat the cat sat|the cat sat on the mat",
     ]
     cases = [tuple(text.split() for text in pair.split("|")) for pair in pairs]
-    function(answer, _common_length, [*cases, (list("abcdefgh" * 8), list("hgfedcba" * 8))])
+    function(answer, longest_common, [*cases, (list("abcdefgh" * 8), list("hgfedcba" * 8))])
