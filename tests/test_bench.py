@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from bench import convert, course, harness, quality, speed
+from bench import convert, course, harness, quality, scale, speed
 from bench.__main__ import run, shown
 from bench.harness import Arm, Goal, Row, interleaved, judged, ratio_row, same_against_itself, table, value_row
 
@@ -168,3 +168,15 @@ def test_where_a_labs_time_goes(tmp_path):
     assert told[2].split() == ["7.50", "75%", "slow", "work()"] and told[-1] == "together 10 s"
     with pytest.raises(LabkitError, match=r"results\.json"):
         course.where_time_goes(tmp_path / "nothing")
+
+
+def test_growth_is_the_exponent_of_the_size_and_is_drawn(tmp_path):
+    sizes = [1e8, 5e8, 4e9]
+    assert scale.exponent(sizes, [3e-9 * n for n in sizes]) == pytest.approx(1.0)
+    assert scale.exponent(sizes, [7.0] * 3) == pytest.approx(0.0)
+    assert scale.LINEAR.holds(scale.exponent(sizes, [2.0 + 3e-9 * n for n in sizes]))
+    assert not scale.LINEAR.holds(scale.exponent(sizes, [n**1.5 for n in sizes]))
+    taken = {f"model {n}": {name: n * (i + 1) for i, name in enumerate(scale.COSTS)} for n in sizes}
+    scale.draw(sizes, taken, tmp_path / "reports" / "scale.html")
+    page = (tmp_path / "reports" / "scale.html").read_text(encoding="utf-8")
+    assert all(f"{name}, " in page for name in scale.COSTS) and "size^1.00" in page

@@ -53,6 +53,9 @@ def tune_mlx(
     Only the answers count in the loss (mask_prompt). layers: how many of the last ones, -1 all. kind: "lora" or "dora".
     Writes adapters.safetensors and adapter_config.json, as `mlx_lm.lora --train` does.
     """
+    from labkit.engines import _mlx_blas  # noqa: F401 - before MLX
+
+    # isort: split
     from mlx_lm import lora
     from mlx_lm.tuner.datasets import load_dataset
 
@@ -107,6 +110,9 @@ def fuse_mlx(source: Path, adapter: Path, folder: Path, *, gguf: bool = False) -
 
 
 def _load(source: Path, adapter: Path | None = None) -> tuple[Any, ...]:
+    from labkit.engines import _mlx_blas  # noqa: F401 - before MLX
+
+    # isort: split
     from mlx_lm.utils import load
 
     return load(str(source), adapter_path=str(adapter) if adapter else None, return_config=adapter is not None)

@@ -25,7 +25,7 @@ from labkit.engines._tokens import checked
 from labkit.types import Artifact, Built, LabkitError, Recipe
 
 TITLE, PACKAGE, EXTRA = "MLX", "mlx", "mlx"
-MODULES = ("mlx.core", "mlx_lm.utils", "mlx_lm.generate")  # what a loaded model has imported
+MODULES = ("labkit.engines._mlx_blas", "mlx.core", "mlx_lm.utils", "mlx_lm.generate")  # what a loaded model has imported
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3")
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -138,6 +138,9 @@ def load_adapted(artifact: Artifact, adapters: Mapping[str, Any], *, exact: bool
 
 
 def _open(folder: Path, laid: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from labkit.engines import _mlx_blas  # noqa: F401 - before MLX
+
+    # isort: split
     from mlx_lm.utils import load_model
 
     try:
@@ -212,6 +215,9 @@ def _group(model: Any, precision: str, asked: int | None, notes: list[str]) -> i
 
 class _Runner:
     def __init__(self, artifact: Artifact, exact: bool, threads: int | None):
+        from labkit.engines._mlx_blas import BLAS  # before MLX
+
+        # isort: split
         import mlx.core as mx
         from mlx_lm.utils import dequantize_model
 
@@ -234,6 +240,7 @@ class _Runner:
             "device": "cpu" if cpu else str(mx.device_info().get("device_name", device)),
             "exact": exact,
             "threads": 1 if cpu else None,  # MLX has no setting for it: one thread a stream
+            "blas": BLAS if cpu else None,
             "threads_asked": threads,
             "inference_precision": compute,
             "kv_cache": compute,

@@ -15,12 +15,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before any engine loads O
 
 def groups() -> dict:
     """Group -> the function that yields its rows."""
-    from . import convert, course, quality, speed
+    from . import convert, course, quality, scale, speed
 
     return {
         "P1": speed.p1, "P1-engines": speed.engines_beside, "P2": speed.p2, "P3": quality.p3, "P4": quality.p4, "P5": quality.p5,
         "P6": convert.p6, "P7": convert.p7, "P8": convert.p8, "P9": convert.p9, "P10": speed.p10, "P11": speed.p11,
-        "P12": speed.p12, "P13": course.p13, "P14": course.p14,
+        "P12": speed.p12, "P13": course.p13, "P14": course.p14, "scale": scale.scale,
     }  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from . import harness
 
     options = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    options.add_argument("groups", nargs="*", metavar="GROUP", help="P1 … P14, P1-engines (default: all); or: peers, table FILE, labs DIR")
+    options.add_argument("groups", nargs="*", metavar="GROUP", help="P1 … P14, P1-engines, scale (default: all); or: peers, table FILE, labs DIR")
     options.add_argument("--size", default="small", choices=("small", "full"), help="edgehome only, or real sizes too")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--retries", type=int, default=3, help="disturbed rounds that may be taken again (default: 3)")

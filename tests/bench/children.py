@@ -69,6 +69,31 @@ MLX = textwrap.dedent("""
         print((len(stamps) - 1) / (stamps[-1] - stamps[0]), flush=True)
 """)
 
+# Prefill tokens/s of an MLX folder: the packed weights in float32 as mlx_lm runs them, or labkit's exact runner.
+MLX_PREFILL = textwrap.dedent("""
+    import json, sys, time
+    from pathlib import Path
+    folder, how, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    if how == "exact":
+        import labkit
+        from labkit.build import read
+        run = labkit.load(read(Path(folder)), exact=True)
+        score = lambda ids: run.logits(ids)
+    else:
+        import mlx.core as mx
+        from mlx.utils import tree_map
+        from mlx_lm.utils import load_model
+        model, _ = load_model(Path(folder))
+        floats = (mx.float16, mx.bfloat16, mx.float32)
+        model.update(tree_map(lambda x: x.astype(mx.float32) if x.dtype in floats else x, model.parameters()))
+        score = lambda ids: mx.eval(model(mx.array([ids])))
+    for line in sys.stdin:
+        ids = (json.loads(line) * tokens)[:tokens]
+        start = time.perf_counter()
+        score(ids)
+        print(tokens / (time.perf_counter() - start), flush=True)
+""")
+
 
 class Lines:
     """A child that answers every JSON line with one line."""
@@ -125,3 +150,8 @@ def openvino_arm(stack: ExitStack, artifact: Artifact, threads: int, new: int) -
 def mlx_arm(stack: ExitStack, artifact: Artifact, threads: int, new: int, dtype: str = "float32") -> Arm:
     """mlx_lm's own generation on the same folder; labkit computes in float32 where there is no Apple GPU."""
     return _arm(stack, f"mlx-lm {dtype}", MLX, artifact, dtype, new)
+
+
+def mlx_prefill_arm(stack: ExitStack, artifact: Artifact, how: str) -> Arm:
+    """Prefill of half a context: `exact` by labkit's runner for quality, `packed` by mlx_lm in float32."""
+    return _arm(stack, f"prefill {how}", MLX_PREFILL, artifact, how, artifact.checkpoint.context // 2)

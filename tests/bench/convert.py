@@ -167,6 +167,7 @@ def digests(path: Path) -> dict[str, tuple[str, str]]:
 def p7(size: str, rounds: int) -> Iterator[Row]:
     """K-quants: CPU seconds of one pass from safetensors beside llama-quantize alone, and the same bytes."""
     peers.tool("llama-quantize")
+    first = True
     for model in MODELS[size]:
         source = labkit.checkpoint(model)
         for precision in ("q3_k_s", "q4_k_m", "q6_k"):
@@ -175,6 +176,9 @@ def p7(size: str, rounds: int) -> Iterator[Row]:
                 cost(converted(source, "bf16", base))
                 kit = Arm("labkit", lambda m=model, p=precision, f=folder: cost(ours(m, p, f / "kit")).cpu)
                 peer = Arm("llama-quantize", lambda b=base, p=precision, f=folder: cost(quantized(b, p, f / "peer.gguf")).cpu)
+                if first:
+                    yield same_against_itself(kit, rounds)
+                    first = False
                 yield ratio_row(goal_of(CPU, source), f"{model} -> {precision}, CPU seconds", interleaved([kit, peer], rounds), "labkit", "llama-quantize", lower_is_better=True)
                 row = identical(f"{model} {precision}", folder / "kit" / llamacpp.FILE, folder / "peer.gguf")
                 row.goal = "P7"
@@ -207,6 +211,7 @@ def _genai(models: Sequence[str]) -> Iterator[Row]:
 
 def p9(size: str, rounds: int) -> Iterator[Row]:
     """Bytes read and written a second beside a plain copy of as many bytes on the same disk."""
+    first = True
     for model in MODELS[size]:
         source = labkit.checkpoint(model)
         read = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
@@ -219,6 +224,9 @@ def p9(size: str, rounds: int) -> Iterator[Row]:
                 copied = 2 * (folder / "half").stat().st_size
                 kit = Arm("labkit", lambda s=source, t=target, p=precision, n=total: n / timed(lambda: write_gguf(s, t, p)))
                 copy = Arm("copy", lambda f=folder, n=copied: n / timed(lambda: shutil.copyfile(f / "half", f / "copy")))
+                if first:
+                    yield same_against_itself(copy, rounds)
+                    first = False
                 yield ratio_row(goal_of(ROOF, source), f"{model} -> {precision}, bytes/s", interleaved([kit, copy], rounds), "labkit", "copy")
 
 

@@ -1,7 +1,8 @@
 """How quickly the panels answer: `python tests/bench/panels.py`, one JSON object on stdout. Run it on a quiet machine.
 
 Matrix: 200 moves of the controls over 1 M weights, from the callback to the finished figure; the goal is 100 ms at the
-95th percentile. Ladder: every rung of the house model in random order, reply included; the goal is 1.5 s.
+95th percentile. Ladder: every rung of the house model in random order, reply included; the goal is 1.5 s. Sweep: the same
+ladder from the ledger alone, everything measured before; the goal is 50 ms.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def matrix(draw: random.Random) -> dict[str, float]:
     return percentiles(moves)
 
 
-def ladder(draw: random.Random) -> dict[str, float]:
+def ladder(draw: random.Random, reply: bool = True) -> dict[str, float]:
     checkpoint = labkit.checkpoint("edgehome")
     built = {name: labkit.build(checkpoint, labkit.Recipe("llamacpp", name)) for name in RUNGS}
     labkit.ledger().append(*(labkit.measure.perplexity(one, limit=1) for one in built.values()))
@@ -53,16 +54,16 @@ def ladder(draw: random.Random) -> dict[str, float]:
             return answer(checkpoint, runner, REQUEST, 96, frozenset(checkpoint.eos_ids))
 
     frame = frame[frame["precision"].isin(RUNGS)]
-    panel = panels.ladder(frame, ask)
+    panel = panels.ladder(frame, ask if reply else lambda name: "kept from before")
     slider, moves = panel.children[0], []
-    for _ in range(20):
+    for _ in range(20 if reply else MOVES):
         moves.append(timed(slider, draw.choice([o for o in RUNGS if o != slider.value])))
     return percentiles(moves)
 
 
 def main() -> None:
     draw = random.Random(0)
-    found = {"matrix, 1 M weights": matrix(draw), "ladder, with a reply": ladder(draw), "noise": round(host.noise(), 3)}
+    found = {"matrix, 1 M weights": matrix(draw), "ladder, with a reply": ladder(draw), "sweep": ladder(draw, reply=False), "noise": round(host.noise(), 3)}
     print(json.dumps(found | {"host": host.circumstances()}, default=str))
 
 

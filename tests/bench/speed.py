@@ -32,6 +32,7 @@ ROOFS = {"f16": 0.85, "bf16": 0.85, "q8_0": 0.70, "q4_0": 0.70, "q4_k_m": 0.65}
 DEFAULTS = Goal("P11", ">= 1.35 x the Python binding's defaults", 1.35, None)
 LEVELS = Goal("P11", "accuracy level 4 >= 1.8 x level 1", 1.8, None)
 FLOATS = Goal("P11", "MLX on a CPU: float32 >= 5 x bfloat16", 5.0, None)
+OPENED = Goal("P11", "MLX on a CPU: weights opened once, real BLAS >= 10 x packed prefill", 10.0, None)
 LOADED = Goal("P12", ">= 0.5 of the quiet speed on one thread", 0.5, None)
 
 
@@ -132,6 +133,8 @@ def _json_part(text: str) -> str:
 
 def p10(size: str, rounds: int) -> Iterator[Row]:
     """Share of the memory roof that decoding reaches, the roof measured in the same run."""
+    with kit_process(first := next(artifacts(size)), host.cpus()) as kit:
+        yield same_against_itself(Arm(first.name, lambda: kit.decode(0), kit.pids), rounds)
     for artifact in artifacts(size):
         share = ROOFS.get(artifact.recipe.precision, 0.65)
         speed = measure.speed(artifact, rounds=rounds)
@@ -166,6 +169,7 @@ def p11(size: str, rounds: int) -> Iterator[Row]:
     """What labkit's settings gain over the engines' Python defaults, on the same file."""
     from .children import Lines
 
+    first = True
     for artifact in artifacts(size):
         with ExitStack() as stack:
             arms = []
@@ -174,6 +178,9 @@ def p11(size: str, rounds: int) -> Iterator[Row]:
                 child = stack.enter_context(Lines(command))
                 ids = artifact.checkpoint.encode("turn on the light")[:8]
                 arms.append(Arm(how, lambda c=child, i=ids: float(c.ask(i)), (child.pid,)))
+            if first:
+                yield same_against_itself(arms[0], rounds)
+                first = False
             yield ratio_row(DEFAULTS, f"{artifact.name}: open_llama / Llama()", interleaved(arms, rounds), "tuned", "default")
     yield from _levels(size, rounds)
     yield from _mlx(rounds)
@@ -189,13 +196,23 @@ def _levels(size: str, rounds: int) -> Iterator[Row]:
 
 
 def _mlx(rounds: int) -> Iterator[Row]:
-    """On a CPU MLX's 16-bit products are slow and coarse: the same 4-bit folder computed in float32 and in bfloat16."""
-    from .children import mlx_arm
+    """On a CPU MLX's 16-bit products are slow and coarse, and its packed ones unpack every weight for every token."""
+    from .children import mlx_arm, mlx_prefill_arm
 
     artifact = labkit.build(labkit.checkpoint("edgehome"), Recipe("mlx", "q4"))
     with ExitStack() as stack:
         arms = [mlx_arm(stack, artifact, 1, 16, dtype) for dtype in ("float32", "bfloat16")]
         yield ratio_row(FLOATS, f"{artifact.name}, float32 / bfloat16", interleaved(arms, rounds), arms[0].name, arms[1].name)
+    with ExitStack() as stack:
+        arms = [mlx_prefill_arm(stack, artifact, how) for how in ("exact", "packed")]
+        yield ratio_row(OPENED, f"{artifact.name}, prefill for quality: opened once and {blas()} / as stored", interleaved(arms, rounds), arms[0].name, arms[1].name)
+
+
+def blas() -> str:
+    """What labkit finds for MLX's float32 products here."""
+    from labkit.engines._mlx_blas import BLAS
+
+    return f"{BLAS} BLAS"
 
 
 def _hog() -> None:
@@ -240,7 +257,7 @@ def engines_beside(size: str, rounds: int) -> Iterator[Row]:
     from .children import genai_arm, mlx_arm, openvino_arm
 
     source, threads = labkit.checkpoint(MODELS[size][0][0]), host.cpus()
-    trio = (("onnxruntime", "int4", genai_arm), ("openvino", "int8_asym", openvino_arm), ("mlx", "q4", mlx_arm))
+    first, trio = True, (("onnxruntime", "int4", genai_arm), ("openvino", "int8_asym", openvino_arm), ("mlx", "q4", mlx_arm))
     for engine, precision, peer in trio:
         model = labkit.checkpoint("edgehome") if engine == "mlx" else source  # larger ones take minutes on its CPU path
         artifact = labkit.build(model, Recipe(engine, precision))
@@ -248,5 +265,8 @@ def engines_beside(size: str, rounds: int) -> Iterator[Row]:
             kit = stack.enter_context(kit_process(artifact, threads))
             theirs = peer(stack, artifact, threads, NEW)
             ours = Arm("labkit", lambda k=kit: k.decode(8), kit.pids)
+            if first:
+                yield same_against_itself(ours, rounds)
+                first = False
             goal = DECODE if artifact.weight_bytes >= LARGE else DECODE_SMALL
             yield ratio_row(goal, f"{artifact.name} beside {theirs.name}", interleaved([ours, theirs], rounds), "labkit", theirs.name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from ctypes.util import find_library
 from itertools import islice
 from pathlib import Path
 
@@ -211,3 +214,27 @@ def test_steps_one_by_one_equal_the_build(tiny_llama, artifact, tmp_path):
     for bad, said in ((small, "quantized already"), (plain, "another folder")):
         with pytest.raises(LabkitError, match=said):
             engine.quantize_mlx(bad, plain, "q4")
+
+
+FRESH = """
+import sys
+from pathlib import Path
+import numpy as np
+import labkit
+from labkit.build import read
+with labkit.load(read(Path(sys.argv[1])), exact=True) as run:
+    np.save(sys.argv[2], run.logits([1, 5, 7, 9]))
+    print(run.settings["blas"])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere MLX brings a fast BLAS")
+def test_the_systems_openblas_is_used_where_there_is_one(artifact, tmp_path):
+    """In fresh processes: which BLAS was taken is settled when MLX is first imported."""
+    q8, said = artifact("q8", group_size=32), {}
+    for name, before in (("found", ""), ("late", "import mlx.core\n")):
+        command = [sys.executable, "-c", before + FRESH, str(q8.path), str(tmp_path / f"{name}.npy")]
+        said[name] = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    assert said["late"] == "bundled"
+    assert said["found"] == ("openblas" if find_library("openblas") else "bundled")
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), np.load(tmp_path / "late.npy"), atol=1e-4)
