@@ -30,7 +30,6 @@ LADDERS = {
     "mlx": ("f16", "q8", "q4"),
 }
 BASELINES = {"olive": Recipe("onnxruntime", "fp16")}  # where the first of the ladder is another engine's
-BEGIN, END = "<!-- headline -->\n", "<!-- /headline -->"
 
 SMALL = 100e6  # weights: below, a token costs more in calls than in reading, and nothing follows for the models the chapters mean
 
@@ -175,17 +174,18 @@ def document(model: str, profile: str, rows: Sequence[Mapping[str, str]], said: 
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write_into(path: Path, text: str) -> None:
-    """Put the table between its two marks in a Markdown file."""
-    before, after = around(path)
-    write_text(path, before + BEGIN + text + END + after)
+def write_into(path: Path, text: str, mark: str = "headline") -> None:
+    """Put the table between its two marks in a Markdown file: <!-- MARK --> and <!-- /MARK -->."""
+    before, after = around(path, mark)
+    write_text(path, before + text + after)
 
 
-def around(path: Path) -> tuple[str, str]:
-    """What stands before and after the two marks of a Markdown file; raises LabkitError when they are not there."""
+def around(path: Path, mark: str = "headline") -> tuple[str, str]:
+    """What stands up to and from the two marks of a Markdown file; raises LabkitError when they are not there."""
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     if not path.is_file():
-        raise LabkitError(f"There is no file {path}; expected a Markdown file with {BEGIN.strip()} and {END}.")
-    parts = path.read_text(encoding="utf-8").split(BEGIN)
-    if len(parts) != 2 or parts[1].count(END) != 1:
-        raise LabkitError(f"{path} does not hold {BEGIN.strip()} and, further down, {END}; put both there, once.")
-    return parts[0], parts[1].split(END)[1]
+        raise LabkitError(f"There is no file {path}; expected a Markdown file with {begin} and {end}.")
+    parts = path.read_text(encoding="utf-8").split(begin + "\n")
+    if len(parts) != 2 or parts[1].count(end) != 1:
+        raise LabkitError(f"{path} does not hold {begin} and, further down, {end}; put both there, once.")
+    return f"{parts[0]}{begin}\n", end + parts[1].split(end)[1]

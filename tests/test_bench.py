@@ -91,7 +91,7 @@ def test_a_verdict_says_whether_the_whole_interval_agrees(found, met, sure):
 def test_a_group_without_its_peer_is_a_sentence_and_one_that_breaks_costs_only_itself():
     def absent(size, rounds):
         """No peer."""
-        yield value_row(Goal("G", "t"), "first", [1.0])
+        yield value_row(Goal("G", "t", 0.5), "first", [1.0])
         raise LabkitError("build the peers once")
 
     def broken(size, rounds):
@@ -103,8 +103,10 @@ def test_a_group_without_its_peer_is_a_sentence_and_one_that_breaks_costs_only_i
     assert one["skipped"] == "build the peers once" and len(one["rows"]) == 1 and not one["failed"]
     assert other["failed"] == "ZeroDivisionError: oh" and not other["rows"]
     result = {"when": "2026-01-02T03:04:05", "size": "small", "noise": 0.01, "host": {"cpu": "C", "cpus_usable": 2}, "groups": {"G": one, "H": other}}
-    page = shown(json.loads(json.dumps(result)))
-    assert page.startswith("2026-01-02, C, 2 cores") and "G: not run. build the peers once" in page and "| first |" in page
+    later = result | {"when": "2026-01-03T00:00:00", "groups": {"H": other | {"failed": "", "skipped": "no peer"}}}
+    page = shown(json.loads(json.dumps([later, result])))
+    assert page.startswith("2026-01-02 to 2026-01-03, C, 2 cores: 1 of 1 verdicts met.") and "| first |" in page
+    assert "G: not run. build the peers once" in page and "H: not run. no peer" in page, "the newest run of each group"
 
 
 def test_rows_survive_json():

@@ -117,11 +117,11 @@ def test_olive_is_compared_with_onnx_runtimes_sixteen_bits(fakes, home, monkeypa
 
 def test_the_table_goes_between_its_marks(fakes, home, tmp_path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"# Before\n{headline.BEGIN}old\n{headline.END}\nafter\n", encoding="utf-8")
+    page.write_text("# Before\n<!-- headline -->\nold\n<!-- /headline -->\nafter\n", encoding="utf-8")
     given = ["headline", "--model", str(fakes.path), "--engine", "llamacpp", "--into"]
     assert main([*given, str(page)]) == 0
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("# Before\n") and text.endswith(f"{headline.END}\nafter\n") and "old" not in text
+    assert text.startswith("# Before\n") and text.endswith("<!-- /headline -->\nafter\n") and "old" not in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(BITS) and len({line.count("|") for line in table}) == 1
     assert main([*given, str(page)]) == 0 and page.read_text(encoding="utf-8").count("| llama.cpp |") == len(BITS)
@@ -133,5 +133,5 @@ def test_a_page_without_marks_is_refused_before_anything_is_measured(fakes, home
     page.write_text("nothing", encoding="utf-8")
     for path in (page, tmp_path / "absent.md"):
         assert main(["headline", "--into", str(path)]) == 2
-        assert headline.END in capsys.readouterr().err
+        assert "<!-- /headline -->" in capsys.readouterr().err
     assert page.read_text(encoding="utf-8") == "nothing"

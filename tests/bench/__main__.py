@@ -1,4 +1,7 @@
-"""`python -m tests.bench [GROUP …] [--size small|full] [--rounds N] [--out FILE]`; `peers` builds the tools, `table FILE` prints one."""
+"""`python -m tests.bench [GROUP …] [--size small|full] [--rounds N] [--out FILE]`; `peers` builds the tools.
+
+`table FILE … [--into README.md]` shows result files as one table, the newest run of each group; `labs DIR` where a course run's time went.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     from . import harness
 
     options = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    options.add_argument("groups", nargs="*", metavar="GROUP", help="P1 … P14, P1-engines, scale (default: all); or: peers, table FILE, labs DIR")
+    options.add_argument("groups", nargs="*", metavar="GROUP", help="P1 … P14, P1-engines, scale (default: all); or: peers, table FILE …, labs DIR")
     options.add_argument("--size", default="small", choices=("small", "full"), help="edgehome only, or real sizes too")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--retries", type=int, default=3, help="disturbed rounds that may be taken again (default: 3)")
     options.add_argument("--out", type=Path, default=Path("reports/bench.json"))
+    options.add_argument("--into", type=Path, metavar="FILE", help="with table: a Markdown file, between its two bench marks")
     chosen = options.parse_args(argv)
     known, asked, harness.RETRIES = groups(), chosen.groups, chosen.retries
     if asked[:1] == ["peers"]:
@@ -44,7 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(map(str, build())))
         return 0
     if asked[:1] == ["table"]:
-        print(shown(json.loads(Path(asked[1] if asked[1:] else chosen.out).read_text(encoding="utf-8"))))
+        text = shown([json.loads(Path(file).read_text(encoding="utf-8")) for file in asked[1:] or [chosen.out]])
+        if chosen.into:
+            from labkit.headline import write_into
+
+            write_into(chosen.into, text, "bench")
+        print(text)
         return 0
     if asked[:1] == ["labs"]:
         from .course import where_time_goes
@@ -85,11 +94,20 @@ def run(name: str, group, size: str, rounds: int) -> dict:
     return {"rows": rows, "skipped": skipped, "failed": failed, "seconds": time.monotonic() - start}
 
 
-def shown(result: dict) -> str:
-    """The dated table of a result file, as README has it."""
-    machine = result["host"]
-    about = f"{result['when'][:10]}, {machine['cpu']}, {machine['cpus_usable']} cores, noise {result['noise']:.2f}, size {result['size']}"
-    return f"{about}\n\n{table_of(result)}"
+def shown(results: list[dict]) -> str:
+    """The dated table of result files, as README has it: the newest run of each group, folded, with the verdicts counted above."""
+    newest, when = {}, {}
+    for result in sorted(results, key=lambda one: one["when"]):
+        newest |= result["groups"]
+        when |= dict.fromkeys(result["groups"], result["when"][:10])
+    newest = {name: newest[name] for name in [*groups(), *newest] if name in newest}
+    machine, days = results[-1]["host"], sorted(set(when.values()))
+    judged = [row for group in newest.values() for row in group["rows"] if row["met"] is not None]
+    met = sum(row["met"] for row in judged)
+    busy = sum(not row["quiet"] for row in judged)
+    about = f"{' to '.join(dict.fromkeys([days[0], days[-1]]))}, {machine['cpu']}, {machine['cpus_usable']} cores: {met} of {len(judged)} verdicts met"
+    about += f"; {busy} rows were taken while other programs used the machine." if busy else "."
+    return f"{about}\n\n<details><summary>Every row</summary>\n\n{table_of({'groups': newest})}\n\n</details>\n"
 
 
 def table_of(result: dict) -> str:

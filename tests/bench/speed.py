@@ -212,7 +212,7 @@ def blas() -> str:
     """What labkit finds for MLX's float32 products here."""
     from labkit.engines._mlx_blas import BLAS
 
-    return f"{BLAS} BLAS"
+    return {"openblas": "OpenBLAS"}.get(BLAS, f"the {BLAS} BLAS")
 
 
 def _hog() -> None:
