@@ -157,19 +157,18 @@ def dequantize(
     Zero points: packed like the codes, floats, or absent, which means the middle code.
     """
     rows, count = len(codes), -(-columns // block)
-    values = _unpack(codes.reshape(rows, -1), bits)[:, : count * block].reshape(rows, count, block).astype(np.float32)
+    values = _unpacked(codes, rows, bits)[:, : count * block].reshape(rows, count, block).astype(np.float32)
     if zeros is None:
         zeros = np.full((rows, count), 2 ** (bits - 1), np.float32)
     elif zeros.dtype == np.uint8:
-        zeros = _unpack(zeros.reshape(rows, -1), bits)[:, :count]
+        zeros = _unpacked(zeros, rows, bits)[:, :count]
     middle = zeros.reshape(rows, count, 1).astype(np.float32)
     return ((values - middle) * scales.reshape(rows, count, 1)).reshape(rows, -1)[:, :columns]
 
 
-def _unpack(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned codes from bytes, lowest bits first, along the last axis."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return ((packed[..., None] >> shifts) & (2**bits - 1)).reshape(*packed.shape[:-1], -1)
+def _unpacked(packed: np.ndarray, rows: int, bits: int) -> np.ndarray:
+    """Codes (rows, as many as fit) of bytes whose rows begin at whole bytes."""
+    return blocks.unpack(packed.ravel(), bits, packed.size * 8 // bits).reshape(rows, -1)
 
 
 def _packed(found: blocks.Quantized) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:

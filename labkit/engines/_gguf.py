@@ -6,9 +6,11 @@ each tensor's bytes on a multiple of 32. Only a slab of a few rows is ever in me
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -54,7 +56,7 @@ def write_gguf(
             kinds = [_kind(tensor, dtype) for tensor in plan]
         else:
             base = [_kind(tensor, own_type(checkpoint)) for tensor in plan]
-            _outline(checkpoint, path, 0, plan, base)
+            _outline(checkpoint, path, 0, plan, base, tokenizer=False)  # the mix does not depend on it
             chosen, log = planned_types(path, dtype, imatrix=imatrix, **mix)
             kinds = [chosen.get(tensor.name, kind) for tensor, kind in zip(plan, base, strict=True)]
         need_space(path.parent, sum(map(_bytes, plan, kinds)), f"Writing {path.name}")
@@ -100,13 +102,14 @@ def _offsets(start: int, sizes: list[int]) -> list[int]:
 
 
 def _outline(
-    checkpoint: Any, path: Path, file_type: int, plan: list[Stored], kinds: list[str]
+    checkpoint: Any, path: Path, file_type: int, plan: list[Stored], kinds: list[str], *, tokenizer: bool = True
 ) -> tuple[list[str], list[int]]:
     """Write metadata and tensor table, and make room for the data; returns notes and the tensors' offsets."""
     import gguf
 
     writer = gguf.GGUFWriter(path, architecture(checkpoint))
-    notes = add_metadata(writer, checkpoint) + add_tokenizer(writer, checkpoint)
+    writer._pack_val = partial(_pack, writer._pack_val)
+    notes = add_metadata(writer, checkpoint) + (add_tokenizer(writer, checkpoint) if tokenizer else [])
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     sizes = list(map(_bytes, plan, kinds))
@@ -123,6 +126,21 @@ def _outline(
     with open(path, "r+b") as file:
         file.truncate(offsets[-1])
     return notes, offsets
+
+
+def _pack(one_by_one: Callable[..., bytes], value: Any, kind: int, add_vtype: bool, sub_type: int | None = None) -> bytes:
+    """A metadata value as bytes, as the gguf package packs it; a vocabulary's lists at once, where it takes a call an item."""
+    from gguf import GGUFValueType as Kind
+
+    same = set(map(type, value)) if kind == Kind.ARRAY and sub_type is None else set()
+    if same == {str}:
+        texts = [text.encode() for text in value]
+        of, body = Kind.STRING, b"".join([part for text in texts for part in (len(text).to_bytes(8, "little"), text)])
+    elif same == {int}:
+        of, body = Kind.INT32, np.array(value, "<i4").tobytes()
+    else:
+        return one_by_one(value, kind, add_vtype, sub_type)
+    return (struct.pack("<I", kind) if add_vtype else b"") + struct.pack("<IQ", of, len(value)) + body
 
 
 def _write_data(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,13 @@ def _add_special(writer: Any, checkpoint: Any) -> None:
 
 def gguf_encode(path: str | Path, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
     """Token ids llama.cpp itself gives, from the vocabulary in a GGUF file; no begin-of-text id is added."""
+    with _vocabulary(path) as encode:
+        return [encode(text, special) for text in texts]
+
+
+@contextmanager
+def _vocabulary(path: str | Path) -> Iterator[Callable[[str, bool], list[int]]]:
+    """llama.cpp's tokenizer for the vocabulary of a GGUF file: (text, read special tokens) -> ids."""
     llama = _ggml.library()
     params = llama.llama_model_default_params()
     params.vocab_only = True
@@ -195,7 +204,7 @@ def gguf_encode(path: str | Path, texts: Sequence[str], *, special: bool = True)
         raise LabkitError(f"llama.cpp cannot read the vocabulary of {path}: {_ggml.reason(log)}")
     try:
         vocab = llama.llama_model_get_vocab(model)
-        return [_encode(llama, vocab, text.encode(), special) for text in texts]
+        yield lambda text, special: _encode(llama, vocab, text.encode(), special)
     finally:
         llama.llama_model_free(model)
 
@@ -209,9 +218,9 @@ def _encode(llama: Any, vocab: Any, text: bytes, special: bool) -> list[int]:
 
 def differences(checkpoint: Any, path: str | Path, texts: Sequence[str] = PROBE) -> list[str]:
     """A sentence when llama.cpp's tokenizer and the checkpoint's disagree on a probe text, special tokens on or off."""
-    for special in (True, False):
-        for text, theirs in zip(texts, gguf_encode(path, texts, special=special), strict=True):
-            if theirs != checkpoint.encode(text, special=special):
+    with _vocabulary(path) as encode:
+        for special, text in product((True, False), texts):
+            if encode(text, special) != checkpoint.encode(text, special=special):
                 return [
                     f"llama.cpp's own tokenizer splits some texts differently (for one, {text[:40]!r}); "
                     "labkit feeds it the checkpoint's token ids."

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from labkit import blocks
 from labkit.types import LabkitError
 
 PLAIN = {"f32": np.float32, "f16": np.float16, "u8": np.uint8, "i8": np.int8, "i32": np.int32, "i64": np.int64}
@@ -27,7 +28,7 @@ def values(data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
     if dtype not in ("u4", "i4"):
         raise LabkitError(f"Arrays of type {dtype} are not read back here; expected one of {', '.join([*PLAIN, *RESTORED[-2:]])}.")
-    codes = np.stack([raw & 15, raw >> 4], axis=1).ravel()[: int(np.prod(shape))]
+    codes = blocks.unpack(raw, 4, int(np.prod(shape)))
     return (codes if dtype == "u4" else ((codes ^ 8).astype(np.int8) - 8)).reshape(shape)
 
 

@@ -205,3 +205,17 @@ def test_ggml_quantize_refuses_what_would_crash():
         _ggml.quantize(np.ones((2, 256), np.float32), "iq2_xxs")
     with pytest.raises(LabkitError, match="has shape"):
         _ggml.quantize(np.ones((2, 256), np.float32), "q4_k", np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    "value", [["a", "é😀", ""], [3, -1, 2**31 - 1], [1.5, 2.0], [True, False], [b"a", b"\xff"], "text", 7]
+)
+def test_metadata_is_packed_as_the_gguf_package_packs_it(value, tmp_path):
+    from gguf import GGUFValueType, GGUFWriter
+
+    from labkit.engines._gguf import _pack
+
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    kind = GGUFValueType.get_type(value)
+    for add in (True, False):
+        assert _pack(writer._pack_val, value, kind, add_vtype=add) == writer._pack_val(value, kind, add_vtype=add)
