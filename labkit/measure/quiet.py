@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from labkit import host
+
 OTHERS = 0.05  # share of the machine's CPU time that may go to others in a round
 DRIFT = 0.25  # how much slower than its best the fixed work may get
 
@@ -40,6 +42,22 @@ def read_clocks(pids: Sequence[int] = ()) -> Clocks:
         except psutil.NoSuchProcess:
             continue
     return Clocks(sum(cpu.values()), sum(cpu.values()) - idle, cpu.get("steal", 0.0), own)
+
+
+def free_cpus(probes: int = 5, seconds: float = 0.2, sleep: Callable[[float], None] = time.sleep) -> int:
+    """How many of the CPUs we may use nobody else is using now, at least 1: a thread too many waits for the others at every operation.
+
+    Looks again, up to `probes` times, while somebody is in the way, so that a moment's work of another program does not count.
+    """
+    usable, everywhere, most = host.cpus(), os.cpu_count() or 1, 1
+    for _ in range(probes):
+        before = read_clocks()
+        sleep(seconds)
+        free = everywhere * (1 - shares(before, read_clocks())["others"])
+        most = max(most, min(usable, round(free)))
+        if most == usable:
+            break
+    return most
 
 
 def shares(before: Clocks, after: Clocks) -> dict[str, float]:

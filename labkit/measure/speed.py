@@ -52,6 +52,7 @@ def compare(
 ) -> list[Measurement]:
     """Time artifacts side by side; one Measurement each, whose values pair up round by round (see `stats.ratio`).
 
+    `threads` (default): as many as there are CPUs nobody else uses now (`quiet.free_cpus`); the settings tell how many.
     Each artifact is loaded in a fresh process of its own (`fresh=False`: in this one), all before the first round.
     A round gives each two samples of at least `seconds` / 2, in random order and then reversed, every prompt new.
     Up to `retries` disturbed rounds are taken again. `wait` is that of `host.waiting`: active
@@ -67,7 +68,8 @@ def compare(
         raise LabkitError(
             "Idle threads of an active wait policy disturb what they are compared with; use wait='short'."
         )
-    rng = np.random.default_rng(seed)
+    rng, asked = np.random.default_rng(seed), threads
+    threads = threads or (None if runners else quiet.free_cpus())
     with ExitStack() as stack:
         arms = []
         for i, artifact in enumerate(artifacts):
@@ -83,7 +85,7 @@ def compare(
         pids = [pid for arm in arms for pid in arm.pids]
         kept, discarded = _rounds(samplers, rounds, retries, rng, pids)
     workload = {
-        "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds, "threads": threads,
+        "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds, "threads": asked,
         "fresh_process": fresh and not runners, "wait_policy": wait if fresh and not runners else None,
     }  # fmt: skip
     return [

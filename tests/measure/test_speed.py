@@ -96,6 +96,22 @@ def test_shares_leave_our_own_time_out():
     assert quiet.shares(before, before) == {"others": 0.0, "steal": 0.0}
 
 
+def test_threads_are_as_many_as_nobody_else_uses(monkeypatch):
+    monkeypatch.setattr(quiet.host, "cpus", lambda: 4)
+    monkeypatch.setattr(quiet.os, "cpu_count", lambda: 4)
+
+    def free(*others):
+        taken, slept = iter(others), []
+        monkeypatch.setattr(quiet, "shares", lambda before, after: {"others": next(taken), "steal": 0.0})
+        return quiet.free_cpus(len(others), sleep=slept.append), len(slept)
+
+    assert free(0.0, 9.0) == (4, 1), "a free machine is asked once"
+    assert free(0.5, 0.4, 0.5) == (2, 3) and free(1.0, 1.0) == (1, 2)
+    assert free(0.9, 0.05, 9.0) == (4, 2), "a moment's work of others does not count"
+    monkeypatch.setattr(quiet.host, "cpus", lambda: 2)  # a container with half of the machine
+    assert free(0.5, 9.0) == (2, 1)
+
+
 def test_clocks_count_this_process():
     import time
 
