@@ -171,10 +171,10 @@ def serving(folder: Path, *, port: int = 0, threads: int | None = None) -> Itera
     import uvicorn
 
     artifact = read(folder)
-    app = gateway(artifact, name=f"{artifact.checkpoint.name}@{artifact.checkpoint.revision}", threads=threads)
     port = port or free_port()
     if taken(port):
         raise LabkitError(f"Port {port} is taken, so the release in {folder} cannot be served there; give another, or 0 for a free one.")
+    app = gateway(artifact, name=f"{artifact.checkpoint.name}@{artifact.checkpoint.revision}", threads=threads)
     server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=port, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, name="labkit-release", daemon=True)
     thread.start()

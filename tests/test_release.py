@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 import labkit
@@ -121,8 +123,11 @@ def test_a_release_that_was_changed_is_not_served(folder):
 
 def test_a_taken_port_gets_a_sentence(folder):
     pytest.importorskip("uvicorn")
+    before = set(threading.enumerate())
     with release.serving(folder, threads=1) as server:
         port = int(server.url.rpartition(":")[2])
         with pytest.raises(LabkitError, match=f"Port {port} is taken"), release.serving(folder, port=port):
             pass
         assert server.served()
+        runners = [thread for thread in set(threading.enumerate()) - before if thread.name == "labkit-runner"]
+    assert len(runners) == 1 and not runners[0].is_alive(), "what was refused had opened no model, and what was served is closed"
