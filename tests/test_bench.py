@@ -182,3 +182,8 @@ def test_growth_is_the_exponent_of_the_size_and_is_drawn(tmp_path):
     scale.draw(sizes, taken, tmp_path / "reports" / "scale.html")
     page = (tmp_path / "reports" / "scale.html").read_text(encoding="utf-8")
     assert all(f"{name}, " in page for name in scale.COSTS) and "size^1.00" in page
+
+
+def test_what_a_token_costs_beside_its_bytes():
+    row = speed._beside_the_bytes("x", (100e6, 0.003 + 0.010), (1e9, 0.003 + 0.100))  # 10 GB/s and 3 ms
+    assert row.value == pytest.approx(3.0) and "10.0 GB/s" in row.what and "23% of a token at 100 MB" in row.what and row.met is None
