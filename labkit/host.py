@@ -20,7 +20,7 @@ RECORDED = ("numpy", "tokenizers", "llama-cpp-python", "onnxruntime", "onnxrunti
             "torch")  # fmt: skip
 WAITING = {
     "passive": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
-    "short": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300"},
+    "short": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
     "active": {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "infinity"},
 }
 
@@ -230,8 +230,9 @@ def waiting(policy: str) -> dict[str, str]:
     """Environment variables for how idle OpenMP threads wait: "passive", "short" or "active". To be set before the library loads.
 
     Passive threads sleep at once, and waking them at every operation of a small model costs more than half its speed; active
-    ones spin for milliseconds and starve whoever shares their core. "short" spins 300 times, some microseconds: full speed
-    on a quiet machine, and nearly that of passive threads on a busy one (GOMP_SPINCOUNT is read by GNU's libgomp only).
+    ones spin for milliseconds and starve whoever shares their core. "short" spins 1,000 times, some microseconds: enough to
+    bridge Python's part of a token, so full speed on a quiet machine. On a busy one no policy saves a thread too many; take
+    as many threads as there are free CPUs (`measure.quiet.free_cpus`). GOMP_SPINCOUNT is read by GNU's libgomp only.
     """
     if policy not in WAITING:
         raise LabkitError(f"There is no wait policy {policy!r}; expected one of {', '.join(WAITING)}.")

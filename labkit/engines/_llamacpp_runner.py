@@ -116,16 +116,20 @@ class LlamaRunner:
         context = self._start("last", len(ids) + max_new)
         turn = self._turn
         row = self._prefill(context, ids)
+        # One batch and one view for all steps: between two passes the library's threads wait, and soon sleep.
         one = np.empty(1, dtype=np.int32)
+        batch, decode = self._batch_of(one), self._llama.llama_decode
         for left in range(max_new, 0, -1):
-            one[0] = row.argmax()
-            yield int(one[0])
+            token = int(row.argmax())
+            yield token
             if left == 1:
                 return
             if turn != self._turn:
                 raise LabkitError("Another call used this runner meanwhile; finish one generation before the next.")
-            self._decode(context, one, every=False)
-            row = self._output(context, 1)[0]
+            one[0] = token
+            if code := decode(context, batch):
+                raise self._stuck(1, code)
+            row = self._view(context, row)
 
     def _prefill(self, context: Any, ids: np.ndarray) -> np.ndarray:
         for first in range(0, len(ids), self._batch):
@@ -184,22 +188,35 @@ class LlamaRunner:
         return context
 
     def _decode(self, context: Any, ids: np.ndarray, *, every: bool) -> None:
-        llama = self._llama
-        ids = np.ascontiguousarray(ids)
-        batch = llama.llama_batch()  # positions and sequence are filled in by the library
-        batch.n_tokens = len(ids)
-        batch.token = ids.ctypes.data_as(ctypes.POINTER(llama.llama_token))
+        batch = self._batch_of(ids := np.ascontiguousarray(ids))
         if every:
             marks = np.ones(len(ids), dtype=np.int8)
             batch.logits = marks.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
-        code = llama.llama_decode(context, batch)
-        if code:
-            raise LabkitError(f"llama.cpp failed to process {len(ids)} tokens (code {code}); load the artifact again.")
+        if code := self._llama.llama_decode(context, batch):
+            raise self._stuck(len(ids), code)
+
+    def _batch_of(self, ids: np.ndarray) -> Any:
+        """A batch that reads `ids` (contiguous int32, to be kept alive); positions and sequence are filled in by the library."""
+        batch = self._llama.llama_batch()
+        batch.n_tokens = len(ids)
+        batch.token = ids.ctypes.data_as(ctypes.POINTER(self._llama.llama_token))
+        return batch
+
+    @staticmethod
+    def _stuck(tokens: int, code: int) -> LabkitError:
+        return LabkitError(f"llama.cpp failed to process {tokens} tokens (code {code}); load the artifact again.")
 
     def _output(self, context: Any, rows: int) -> np.ndarray:
         """Logits of the last pass, (rows, V), a view that the next pass overwrites."""
         pointer = self._llama.llama_get_logits(context)
         return np.ctypeslib.as_array(pointer, (rows, self.vocab_size))
+
+    def _view(self, context: Any, known: np.ndarray) -> np.ndarray:
+        """The one row of logits of the last pass: `known`, the view of the pass before, while they stay where they were."""
+        pointer = self._llama.llama_get_logits(context)
+        if ctypes.addressof(pointer.contents) == known.ctypes.data:
+            return known
+        return np.ctypeslib.as_array(pointer, (self.vocab_size,))
 
     def cache_bytes(self) -> int:
         """Bytes the KV cache of the largest open context takes: 2 x layers x context x KV width x bytes a value."""

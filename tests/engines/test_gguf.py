@@ -219,3 +219,13 @@ def test_metadata_is_packed_as_the_gguf_package_packs_it(value, tmp_path):
     kind = GGUFValueType.get_type(value)
     for add in (True, False):
         assert _pack(writer._pack_val, value, kind, add_vtype=add) == writer._pack_val(value, kind, add_vtype=add)
+
+
+def test_halves_are_numpys_for_every_kind_of_number():
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32)
+    every = np.concatenate([bits.view(np.float32), np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)])
+    ties = (np.arange(1, 2**15, dtype=np.uint32) << 13 | 1 << 12).view(np.float32)  # halfway between two halves
+    for values in (every[np.isfinite(every)], ties[np.isfinite(ties)], np.float32([0.0, -0.0, 65504, 65519.99, 65520, 1e-8, 6e-8])):
+        with np.errstate(over="ignore"):
+            expected = values.astype(np.float16)
+        assert _ggml.half(values).tobytes() == expected.tobytes()
