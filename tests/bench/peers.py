@@ -14,6 +14,7 @@ import tarfile
 from importlib import metadata
 from pathlib import Path
 
+from labkit import host
 from labkit.types import LabkitError
 
 TOOLS = {"llama-bench": "llama-bench", "llama-perplexity": "perplexity", "llama-quantize": "quantize"}
@@ -57,8 +58,8 @@ def libraries() -> Path:
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
-    """For a peer's process: the same library, threads that wait as ours do."""
-    more = {"LD_LIBRARY_PATH": str(libraries()), "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+    """For a peer's process: the same library, threads that wait as those of labkit's timing processes do."""
+    more = {"LD_LIBRARY_PATH": str(libraries())} | host.waiting("short")
     return os.environ | more | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 

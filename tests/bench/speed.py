@@ -105,7 +105,7 @@ class Kit:
 
 @contextmanager
 def kit_process(artifact: Artifact, threads: int) -> Iterator[Kit]:
-    """An artifact open in a fresh process, its threads waiting passively, as the peer's do."""
+    """An artifact open in a fresh process, its threads waiting as the peer's do."""
     child = Child(artifact)
     try:
         child.ask("prepare")
