@@ -134,7 +134,7 @@ def _details(rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
 
 
 def _quantile(ordered: np.ndarray, fraction: float) -> float:
-    """Linear between neighbours, at a place computed in float32 as llama-perplexity does: in the tail that shows in its digits."""
+    """Linear between neighbours, at a place computed in float32 as the reference tool does: in the tail that shows in its digits."""
     place = np.float32(fraction) * np.float32(len(ordered) - 1)
     first = int(place)
     part = float(place - np.float32(first))
