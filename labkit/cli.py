@@ -14,15 +14,13 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from labkit import __version__, _course_commands, _fleet_command, bundle, dashboard, explain
+from labkit import __version__, _course_commands
 from labkit._files import size
 from labkit._say import columns, emit
-from labkit.claims import command as claims_command
-from labkit.deploy import command as deploy_command
-from labkit.serve import command as serve_command
 from labkit.types import Artifact, LabkitError, Measurement, Recipe
 
 
@@ -56,11 +54,13 @@ def _stop(*_: object) -> None:
 
 
 def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser; `given` lets it load the house's own commands only when they are asked for."""
+    """The parser. Where `given` begins with a command, only that one's code is loaded: starting up is most of a small build."""
     top = argparse.ArgumentParser(prog="labkit", description="Convert, quantize and measure small language models.")
     top.add_argument("--version", action="version", version=f"labkit {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for name, handler, configure in COMMANDS:
+    asked = [one for one in COMMANDS if [one[0]] == [*given[:1]]]
+    for name, *where in asked or COMMANDS:
+        handler, configure = where if len(where) == 2 else _elsewhere(*where)
         one = commands.add_parser(name, help=handler.__doc__.splitlines()[0], description=handler.__doc__)
         one.set_defaults(handler=handler)
         configure(one)
@@ -70,6 +70,12 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
 
         configure_house(house)
     return top
+
+
+def _elsewhere(module: str) -> tuple[Any, Any]:
+    """The command and its options, of a module that has both."""
+    found = import_module(f"labkit.{module}")
+    return found.command, found.options
 
 
 # --- build and measure -----------------------------------------------------------------------------------------------
@@ -254,19 +260,20 @@ def headline(chosen: argparse.Namespace) -> int:
     return 0 if found else 1
 
 
-COMMANDS = (
+# name, and its function with that of its options; or the module under labkit that has both as `command` and `options`
+COMMANDS: tuple[tuple[Any, ...], ...] = (
     ("build", build, _build_options),
     ("measure", measure, _measure_options),
-    ("sweep", _fleet_command.command, _fleet_command.options),
+    ("sweep", "_fleet_command"),
     *_course_commands.COMMANDS,
     ("doctor", doctor, _json_only),
     ("models", models, _models_options),
     ("clean", clean, _clean_options),
-    ("serve", serve_command.command, serve_command.options),
-    ("deploy", deploy_command.command, deploy_command.options),
-    ("serve-dashboard", dashboard.command, dashboard.options),
-    ("bundle", bundle.command, bundle.options),
-    ("explain", explain.command, explain.options),
-    ("claims", claims_command.command, claims_command.options),
+    ("serve", "serve.command"),
+    ("deploy", "deploy.command"),
+    ("serve-dashboard", "dashboard"),
+    ("bundle", "bundle"),
+    ("explain", "explain"),
+    ("claims", "claims.command"),
     ("headline", headline, _headline_options),
 )
