@@ -1,13 +1,15 @@
 """Statistics of raw measurements, computed when shown and never stored.
 
 Timings are told by their median, because a busy moment only ever adds time. Intervals are bootstrap intervals:
-resample what was seen, recompute, read off the quantiles. Quality is resampled by whole chunks of text, because the
+resample what was seen, recompute, read off the quantiles, further out the fewer values there are (Hesterberg 2015, The American
+Statistician 69, 371-386, "expanded percentile"): plain quantiles of seven rounds hold the truth 86 times in 100, not 95. Quality is resampled by whole chunks of text, because the
 tokens inside one chunk are correlated and resampling them singly gives an interval that is too narrow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +49,7 @@ def interval(
     if data.size == 1:
         return Estimate(centre, centre, centre)
     draws = np.random.default_rng(seed).integers(0, data.size, (resamples, data.size))
-    return Estimate(centre, *_ends(statistic(data[draws], axis=-1), level))
+    return Estimate(centre, *_ends(statistic(data[draws], axis=-1), level, data.size))
 
 
 def ratio(a: Sequence[float], b: Sequence[float], *, level: float = 0.95, seed: int = 0) -> Estimate:
@@ -87,7 +89,7 @@ def block_mean(
     if total.size == 1:
         return Estimate(centre, centre, centre)
     draws = np.random.default_rng(seed).integers(0, total.size, (resamples, total.size))
-    return Estimate(centre, *_ends(total[draws].sum(-1) / weight[draws].sum(-1), level))
+    return Estimate(centre, *_ends(total[draws].sum(-1) / weight[draws].sum(-1), level, total.size))
 
 
 def wilson(successes: float, n: int, *, z: float = 1.959963984540054) -> Estimate:
@@ -111,5 +113,23 @@ def paired_error(a: np.ndarray, b: np.ndarray) -> float:
     return standard_error(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
 
 
-def _ends(draws: np.ndarray, level: float) -> list[float]:
-    return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).tolist()
+def _ends(draws: np.ndarray, level: float, n: int) -> list[float]:
+    """Quantiles of what was resampled from n values, as far out as a t interval of n values is wider than a normal one."""
+    tail = NormalDist().cdf(-np.sqrt(n / (n - 1)) * _t((1 + level) / 2, n - 1))
+    return np.quantile(draws, [tail, 1 - tail]).tolist()
+
+
+def _t(p: float, freedom: int) -> float:
+    """Quantile of Student's t: closed forms for 1 and 2, else Cornish-Fisher's series (Abramowitz and Stegun 26.7.5)."""
+    if freedom == 1:
+        return float(np.tan(np.pi * (p - 0.5)))
+    if freedom == 2:
+        return float((2 * p - 1) * np.sqrt(2 / (4 * p * (1 - p))))
+    z = NormalDist().inv_cdf(p)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))

@@ -13,6 +13,18 @@ def test_median_interval_brackets_and_is_repeatable():
     assert stats.interval([3.0]) == (3.0, 3.0, 3.0)
 
 
+def test_quantiles_of_t_are_those_of_the_tables():
+    for p, freedom, value in ((0.975, 1, 12.706), (0.975, 2, 4.303), (0.975, 3, 3.182), (0.975, 6, 2.447), (0.975, 30, 2.042), (0.95, 5, 2.015)):
+        assert stats._t(p, freedom) == pytest.approx(value, rel=2e-3)
+
+
+def test_the_interval_of_seven_rounds_holds_the_truth():
+    """The median of normal values, as rounds give them: quantiles not expanded hold it in about 86 of 100."""
+    rng = np.random.default_rng(5)
+    held = [low <= 10 <= high for _, low, high in (stats.interval(rng.normal(10, 1, 7), resamples=1000) for _ in range(400))]
+    assert np.mean(held) > 0.95
+
+
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(2)
     inside = sum(
