@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(map(str, build())))
         return 0
     if asked[:1] == ["table"]:
-        text = shown([json.loads(Path(file).read_text(encoding="utf-8")) for file in asked[1:] or [chosen.out]])
+        files = [Path(file) for file in asked[1:]] or [chosen.out]
+        if missing := [str(file) for file in files if not file.is_file()]:
+            options.error(f"there is no {missing[0]}; give result files of earlier runs")
+        text = shown([json.loads(file.read_text(encoding="utf-8")) for file in files])
         if chosen.into:
             from labkit.headline import write_into
 
@@ -66,17 +69,19 @@ def main(argv: list[str] | None = None) -> int:
               "host": host.circumstances(), "noise": host.noise(), "groups": {}}  # fmt: skip
     met = True
     for name in asked or known:
-        found = run(name, known[name], chosen.size, chosen.rounds)
-        result["groups"][name] = found
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")  # after every group: nothing is lost
+        def save(found: dict, name: str = name) -> None:  # after every row: nothing is lost
+            result["groups"][name] = found
+            chosen.out.parent.mkdir(parents=True, exist_ok=True)
+            chosen.out.write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
+
+        save(found := run(name, known[name], chosen.size, chosen.rounds, save))
         met = met and all(row["met"] is not False for row in found["rows"]) and not found["failed"]
     print(table_of(result))
     return 0 if met else 1
 
 
-def run(name: str, group, size: str, rounds: int) -> dict:
-    """One group: its rows as JSON, and the sentence why it has no more of them."""
+def run(name: str, group, size: str, rounds: int, save=lambda found: None) -> dict:
+    """One group: its rows as JSON, and the sentence why it has no more of them. `save` gets what there is after every row."""
     from labkit.types import LabkitError
 
     start, rows, skipped, failed = time.monotonic(), [], "", ""
@@ -84,6 +89,7 @@ def run(name: str, group, size: str, rounds: int) -> dict:
     try:
         for row in group(size, rounds):
             rows.append(row.to_json())
+            save({"rows": rows, "skipped": "", "failed": "interrupted", "seconds": time.monotonic() - start})
             print(f"  {row.goal} {row.what}: {row.value:.4g} ({row.low:.4g} to {row.high:.4g})", file=sys.stderr, flush=True)
     except LabkitError as error:
         skipped = str(error)

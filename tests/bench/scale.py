@@ -79,7 +79,7 @@ def _one(model: str, rounds: int) -> dict[str, Any]:
     gain = stats.ratio(fast.values, slow.values)
     rows = [value_row(CONSTANT, f"{model} ({weights / 1e9:.2f} B) -> {p}, peak", [one.peak / MIB], unit="MiB") for p, one in builds.items()]
     rows += [
-        value_row(OVERHEAD, f"{model}, {WINDOW} tokens, {small.checkpoint.vocab_size} known ids of the vocabulary", [scored / forward], unit="of forward"),
+        value_row(OVERHEAD, f"{model}, {WINDOW} tokens, {small.checkpoint.vocab_size} ids in the vocabulary", [scored / forward], unit="of forward"),
         value_row(SHOWN, f"{model} {SMALL}: file {small.weight_bytes / 1e9:.2f} GB, memory {costs['memory q4_k_m'] / 1e9:.2f} GB, "
                   f"{decode:.1f} tokens/s; {SMALL} / {FLOAT} ({large.weight_bytes / 1e9:.2f} GB)", [gain.value], unit="x decode"),
     ]  # fmt: skip
