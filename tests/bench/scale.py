@@ -120,4 +120,4 @@ def draw(sizes: Sequence[float], taken: Mapping[str, Mapping[str, float]], file:
     figure.update_layout(template="plotly_white", width=1000, height=620, title="What grows with the number of weights",
                          xaxis={"type": "log", "title": "weights"}, yaxis={"type": "log", "title": "seconds, or GB"})  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(file)
+    figure.write_html(file, config={"displayModeBar": False})
