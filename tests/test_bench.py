@@ -106,7 +106,7 @@ def test_a_group_without_its_peer_is_a_sentence_and_one_that_breaks_costs_only_i
     later = result | {"when": "2026-01-03T00:00:00", "groups": {"H": other | {"failed": "", "skipped": "no peer"}}}
     page = shown(json.loads(json.dumps([later, result])))
     assert page.startswith("2026-01-02 to 2026-01-03, C, 2 cores: 1 of 1 verdicts met.") and "| first |" in page
-    assert "G: not run. build the peers once" in page and "H: not run. no peer" in page, "the newest run of each group"
+    assert "G: not all of it. build the peers once" in page and "H: not run. no peer" in page, "the newest run of each group"
 
 
 def test_rows_survive_json():

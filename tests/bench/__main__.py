@@ -121,7 +121,7 @@ def table_of(result: dict) -> str:
     from .harness import Row, table
 
     rows = [Row(**row) for group in result["groups"].values() for row in group["rows"]]
-    notes = [f"{name}: not run. {group['skipped'] or group['failed']}" for name, group in result["groups"].items() if group["skipped"] or group["failed"]]
+    notes = [f"{name}: {'not all of it' if group['rows'] else 'not run'}. {group['skipped'] or group['failed']}" for name, group in result["groups"].items() if group["skipped"] or group["failed"]]
     return "\n".join([table(rows), *[""] * bool(notes), *notes])
 
 

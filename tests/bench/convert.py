@@ -26,12 +26,11 @@ from labkit.engines._gguf import write_gguf
 from labkit.types import LabkitError
 
 from . import peers
-from .harness import Arm, Goal, Row, interleaved, ratio_row, same_against_itself, value_row
+from .harness import Arm, Goal, Once, Row, interleaved, ratio_row, value_row
 
 MODELS = {"small": ("edgehome",), "full": ("edgehome", "standin:smollm2-135m", "standin:smollm2-360m")}
-RIVALS = {"small": ("edgehome",), "full": ("edgehome", "standin:smollm2-135m")}  # the converter takes half a minute for more
-# rows of whole 256s, which K-quants want: those of the 135 M and 360 M shapes fall back to other blocks
-K_MODELS = {"small": ("edgehome",), "full": ("edgehome", "standin:smollm2-1.7b:2")}
+# K-quants want rows of whole 256s; most tensors of the 135 M and 360 M shapes have none and fall back to other blocks
+WHOLE_ROWS = {"small": (), "full": ("standin:smollm2-1.7b:2",)}
 SMALL_FILE = 50e6
 FASTER = {"f16": 6, "bf16": 6, "q8_0": 4, "q4_0": 8}
 IDENTICAL = Goal("P6", "every tensor's bytes identical", 1.0, 1.0)
@@ -134,17 +133,15 @@ def _steps(source: Checkpoint, precision: str, folder: Path) -> list[list[str]]:
 def p6(size: str, rounds: int) -> Iterator[Row]:
     """Float and simple types: seconds from safetensors to GGUF beside the converter (and llama-quantize), bytes compared."""
     peers.tool("llama-quantize")
-    first = True
-    for model in RIVALS[size]:
+    itself = Once(rounds)
+    for model in MODELS[size]:
         source = labkit.checkpoint(model)
         for precision, factor in FASTER.items():
             with scratch() as folder:
                 steps = _steps(source, precision, folder)
                 kit = Arm("labkit", lambda m=model, p=precision, f=folder: cost(ours(m, p, f / "kit")).seconds)
                 peer = Arm("peer", lambda s=steps: sum(cost(one).seconds for one in s))
-                if first:
-                    yield same_against_itself(kit, rounds)
-                    first = False
+                yield from itself(kit)
                 small = source.weights * 2 < SMALL_FILE
                 goal = Goal("P6", f">= {10 if small else factor} x faster", 10 if small else factor, None)
                 yield ratio_row(goal, f"{model} -> {precision}", interleaved([kit, peer], rounds), "labkit", "peer", lower_is_better=True)
@@ -170,8 +167,8 @@ def digests(path: Path) -> dict[str, tuple[str, str]]:
 def p7(size: str, rounds: int) -> Iterator[Row]:
     """K-quants: CPU seconds of one pass from safetensors beside llama-quantize alone, and the same bytes."""
     peers.tool("llama-quantize")
-    first = True
-    for model in K_MODELS[size]:
+    itself = Once(rounds)
+    for model in (*MODELS[size], *WHOLE_ROWS[size]):
         source = labkit.checkpoint(model)
         for precision in ("q3_k_s", "q4_k_m", "q6_k"):
             with scratch() as folder:
@@ -179,9 +176,7 @@ def p7(size: str, rounds: int) -> Iterator[Row]:
                 cost(converted(source, "bf16", base))
                 kit = Arm("labkit", lambda m=model, p=precision, f=folder: cost(ours(m, p, f / "kit")).cpu)
                 peer = Arm("llama-quantize", lambda b=base, p=precision, f=folder: cost(quantized(b, p, f / "peer.gguf")).cpu)
-                if first:
-                    yield same_against_itself(kit, rounds)
-                    first = False
+                yield from itself(kit)
                 yield ratio_row(goal_of(CPU, source), f"{model} -> {precision}, CPU seconds", interleaved([kit, peer], rounds), "labkit", "llama-quantize", lower_is_better=True)
                 row = identical(f"{model} {precision}", folder / "kit" / llamacpp.FILE, folder / "peer.gguf")
                 row.goal = "P7"
@@ -214,7 +209,7 @@ def _genai(models: Sequence[str]) -> Iterator[Row]:
 
 def p9(size: str, rounds: int) -> Iterator[Row]:
     """Bytes read and written a second beside a plain copy of as many bytes on the same disk."""
-    first = True
+    itself = Once(rounds)
     for model in MODELS[size]:
         source = labkit.checkpoint(model)
         read = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
@@ -227,9 +222,7 @@ def p9(size: str, rounds: int) -> Iterator[Row]:
                 copied = 2 * (folder / "half").stat().st_size
                 kit = Arm("labkit", lambda s=source, t=target, p=precision, n=total: n / timed(lambda: write_gguf(s, t, p)))
                 copy = Arm("copy", lambda f=folder, n=copied: n / timed(lambda: shutil.copyfile(f / "half", f / "copy")))
-                if first:
-                    yield same_against_itself(copy, rounds)
-                    first = False
+                yield from itself(copy)
                 yield ratio_row(goal_of(ROOF, source), f"{model} -> {precision}, bytes/s", interleaved([kit, copy], rounds), "labkit", "copy")
 
 

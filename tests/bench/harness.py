@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -133,6 +133,18 @@ def same_against_itself(arm: Arm, rounds: int, **options: Any) -> Row:
     met = found.low <= 1 <= found.high and abs(found.value - 1) <= stats.WORTH_CLAIMING
     goal = Goal("A/A", "the interval holds 1, |median - 1| <= 2 %")
     return Row(goal.id, goal.text, f"{arm.name} against itself", *found, rounds, met, met, **_state(taken), details=dict(taken.values))
+
+
+class Once:
+    """The A/A row that goes before a group's table: `yield from once(arm)` gives it for the first arm only."""
+
+    def __init__(self, rounds: int):
+        self.rounds, self.done = rounds, False
+
+    def __call__(self, arm: Arm) -> Iterator[Row]:
+        if not self.done:
+            self.done = True
+            yield same_against_itself(arm, self.rounds)
 
 
 def table(rows: Sequence[Row]) -> str:

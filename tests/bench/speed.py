@@ -19,7 +19,7 @@ from labkit.measure.worker import Child
 from labkit.types import Artifact, Recipe
 
 from . import peers
-from .harness import Arm, Goal, Row, interleaved, ratio_row, same_against_itself, value_row
+from .harness import Arm, Goal, Once, Row, interleaved, ratio_row, same_against_itself, value_row
 
 MODELS = {"small": (("edgehome", ("q8_0",)),),
           "full": (("standin:smollm2-135m", ("f16", "q8_0", "q4_k_m")), ("edgehome", ("q8_0",)))}  # fmt: skip
@@ -58,13 +58,11 @@ def p2(size: str, rounds: int) -> Iterator[Row]:
 
 def _beside(size: str, rounds: int, pairs: Callable[..., list[tuple[str, Arm, Arm]]], *, decode: bool) -> Iterator[Row]:
     peers.tool("llama-bench")
-    threads, first = host.cpus(), True
+    threads, itself = host.cpus(), Once(rounds)
     for artifact in artifacts(size):
         with kit_process(artifact, threads) as kit:
             for what, ours, theirs in pairs(kit, artifact.path / llamacpp.FILE, threads):
-                if first:
-                    yield same_against_itself(ours, rounds)
-                    first = False
+                yield from itself(ours)
                 large = artifact.weight_bytes >= LARGE
                 goal = (DECODE if large else DECODE_SMALL) if decode else PREFILL
                 yield ratio_row(goal, f"{artifact.name}, {what}, {threads} threads", interleaved([ours, theirs], rounds), "labkit", "llama-bench")
@@ -137,8 +135,8 @@ def _json_part(text: str) -> str:
 
 def p10(size: str, rounds: int) -> Iterator[Row]:
     """Share of the memory roof that decoding reaches at two sizes, the roof measured in the same run, and the cost beside it."""
-    with kit_process(first := next(artifacts(size)), host.cpus()) as kit:
-        yield same_against_itself(Arm(first.name, lambda: kit.decode(0), kit.pids), rounds)
+    with kit_process(one := next(artifacts(size)), host.cpus()) as kit:
+        yield same_against_itself(Arm(one.name, lambda: kit.decode(0), kit.pids), rounds)
     for (engine, precision), share in ROOFS.items():
         points = []
         for model in ROOF_MODELS[size]:
@@ -187,7 +185,7 @@ def p11(size: str, rounds: int) -> Iterator[Row]:
     """What labkit's settings gain over the engines' Python defaults, on the same file."""
     from .children import Lines
 
-    first = True
+    itself = Once(rounds)
     for artifact in artifacts(size):
         with ExitStack() as stack:
             arms = []
@@ -196,9 +194,7 @@ def p11(size: str, rounds: int) -> Iterator[Row]:
                 child = stack.enter_context(Lines(command))
                 ids = artifact.checkpoint.encode("turn on the light")[:8]
                 arms.append(Arm(how, lambda c=child, i=ids: float(c.ask(i)), (child.pid,)))
-            if first:
-                yield same_against_itself(arms[0], rounds)
-                first = False
+            yield from itself(arms[0])
             yield ratio_row(DEFAULTS, f"{artifact.name}: open_llama / Llama()", interleaved(arms, rounds), "tuned", "default")
     yield from _levels(size, rounds)
     yield from _mlx(rounds)
@@ -275,7 +271,7 @@ def engines_beside(size: str, rounds: int) -> Iterator[Row]:
     from .children import genai_arm, mlx_arm, openvino_arm
 
     source, threads = labkit.checkpoint(MODELS[size][0][0]), host.cpus()
-    first, trio = True, (("onnxruntime", "int4", genai_arm), ("openvino", "int8_asym", openvino_arm), ("mlx", "q4", mlx_arm))
+    itself, trio = Once(rounds), (("onnxruntime", "int4", genai_arm), ("openvino", "int8_asym", openvino_arm), ("mlx", "q4", mlx_arm))
     for engine, precision, peer in trio:
         model = labkit.checkpoint("edgehome") if engine == "mlx" else source  # larger ones take minutes on its CPU path
         artifact = labkit.build(model, Recipe(engine, precision))
@@ -283,8 +279,6 @@ def engines_beside(size: str, rounds: int) -> Iterator[Row]:
             kit = stack.enter_context(kit_process(artifact, threads))
             theirs = peer(stack, artifact, threads, NEW)
             ours = Arm("labkit", lambda k=kit: k.decode(8), kit.pids)
-            if first:
-                yield same_against_itself(ours, rounds)
-                first = False
+            yield from itself(ours)
             goal = DECODE if artifact.weight_bytes >= LARGE else DECODE_SMALL
             yield ratio_row(goal, f"{artifact.name} beside {theirs.name}", interleaved([ours, theirs], rounds), "labkit", theirs.name)
