@@ -22,7 +22,7 @@ from typing import Any
 
 from labkit import host
 from labkit.checkpoint import Checkpoint
-from labkit.measure.footprint import footprint
+from labkit.measure.footprint import footprint, mapped_bytes
 from labkit.types import Artifact, LabkitError
 
 LIBRARIES = {"mapped": ("numpy", "labkit.checkpoint"), "torch": ("torch", "safetensors.torch")}
@@ -31,7 +31,8 @@ LIBRARIES = {"mapped": ("numpy", "labkit.checkpoint"), "torch": ("torch", "safet
 def measure(way: str, path: Path | str) -> dict[str, Any]:
     """Open the checkpoint folder (`mapped`, `torch`) or artifact folder (`engine`) at `path` in a fresh process.
 
-    Seconds of import, opening and first use; bytes of resident memory that opening and use added, private and file-backed.
+    Seconds of import, opening and first use; resident bytes after opening and after use: `mapped`, pages of the files at `path`
+    themselves (Linux and Windows; 0 elsewhere), and `private`, what the process's private memory grew by (Linux; 0 elsewhere).
     """
     package = str(Path(__file__).parents[1])
     search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -85,17 +86,21 @@ def main(way: str, path: Path) -> dict[str, Any]:
         import_module(name)
     marks.append(time.perf_counter())
     before = footprint()
+    added = {}
+
+    def look(when: str) -> None:
+        added[f"private after {when}"] = (footprint()["rss_anon"] or 0) - (before["rss_anon"] or 0)
+        added[f"mapped after {when}"] = mapped_bytes(path)
+
     opened = open_it()
     marks.append(time.perf_counter())
-    after_open = footprint()
+    look("opening")
+    begun = time.perf_counter()
     use(opened)
-    marks.append(time.perf_counter())
-    after_use = footprint()
+    used = time.perf_counter() - begun
+    look("use")
     seconds = [b - a for a, b in pairwise(marks)]
-    added = {f"{part} after {when}": (now[key] or 0) - (before[key] or 0)
-             for when, now in (("opening", after_open), ("use", after_use))
-             for part, key in (("private", "rss_anon"), ("mapped", "rss_file"))}  # fmt: skip
-    return {"import s": seconds[0], "open s": seconds[1], "first use s": seconds[2], **added, "libraries": before["rss"]}
+    return {"import s": seconds[0], "open s": seconds[1], "first use s": used, **added, "libraries": before["rss"]}
 
 
 if __name__ == "__main__":

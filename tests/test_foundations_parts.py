@@ -187,7 +187,7 @@ def test_a_mapped_checkpoint_is_no_private_memory(home):
     house = labkit.checkpoint("edgehome")
     found = loading.measure("mapped", house.path)
     stored = (house.path / "model.safetensors").stat().st_size
-    assert 0.9 * stored < found["mapped after use"] < 1.5 * stored  # touched once, all of it
+    assert 0.9 * stored < found["mapped after use"] <= stored + 2**16  # touched once, all of it
     assert found["mapped after opening"] < 0.5 * stored and found["private after use"] < 0.8 * stored
 
 
