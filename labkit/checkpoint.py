@@ -179,7 +179,9 @@ def open_checkpoint(folder: Path, *, name: str | None = None, revision: str | No
     mark = folder / "standin.json"
     found = Checkpoint(folder, name or folder.name, revision or "", config, trained=not mark.exists())
     _check(found)
-    return found if revision else Checkpoint(folder, found.name, found.fingerprint[:12], config, found.trained)
+    if not revision:  # a second record would read tokenizer, headers and contents again
+        object.__setattr__(found, "revision", found.fingerprint[:12])
+    return found
 
 
 def _check(found: Checkpoint) -> None:

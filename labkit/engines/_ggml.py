@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,14 +44,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 def library() -> Any:
     """The llama_cpp low-level module, its log silenced; one sentence when the package is absent or broken."""
-    already = "llama_cpp" in sys.modules
     try:
         from llama_cpp import llama_cpp
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
         raise NotInstalled(
             f'llama.cpp cannot be used here ({error}). Try:  pip install "labkit[llamacpp]"  (it needs a C++ compiler)'
         ) from None
-    if not already or not _log.installed:
+    if _log.installed is not llama_cpp:
         _log.install(llama_cpp)
     return llama_cpp
 
@@ -122,18 +120,23 @@ class _Log:
 
     def __init__(self) -> None:
         self.lines: list[str] | None = None
-        self.installed = False
+        self.installed: Any = None  # the module whose library has our callback
         self.lock = threading.RLock()
 
     def install(self, llama: Any) -> None:
-        @llama.llama_log_callback
-        def keep(level: int, text: bytes, _: Any) -> None:
-            if self.lines is not None:
-                self.lines.append(text.decode("utf-8", "replace"))
+        """Once: of two threads that each set a callback, the library could be left with the one that Python frees."""
+        with self.lock:
+            if self.installed is llama:
+                return
 
-        self._keep = keep  # the library holds the pointer: it must outlive every call
-        llama.llama_log_set(keep, ctypes.c_void_p(0))
-        self.installed = True
+            @llama.llama_log_callback
+            def keep(level: int, text: bytes, _: Any) -> None:
+                if self.lines is not None:
+                    self.lines.append(text.decode("utf-8", "replace"))
+
+            self._keep = keep  # the library holds the pointer: it must outlive every call
+            llama.llama_log_set(keep, ctypes.c_void_p(0))
+            self.installed = llama
 
 
 _log = _Log()

@@ -187,8 +187,12 @@ def _pad(values: np.ndarray, block: int) -> np.ndarray:
 
 
 def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Two 4-bit codes a byte along the rows, the first in the low half; 8-bit codes are bytes already."""
-    return codes if bits == 8 else codes[:, ::2] | codes[:, 1::2] << 4
+    """Two 4-bit codes a byte along the rows, the first in the low half, an odd last one alone; 8-bit codes are bytes already."""
+    if bits == 8:
+        return codes
+    packed = codes[:, ::2].copy()
+    packed[:, : codes.shape[1] // 2] |= codes[:, 1::2] << 4
+    return packed
 
 
 def _narrow(values: np.ndarray, kind: np.dtype, name: str) -> np.ndarray:

@@ -221,13 +221,11 @@ def _check_rows(checkpoint: Any) -> None:
 
 def _resolve(checkpoint: Any, precision: str, options: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """The choices left open, made; those that cannot be had, refused. Every substitution goes into `notes`."""
-    algorithm, block, bits = options["algorithm"], options["block_size"], BITS[precision]
+    algorithm = options["algorithm"]
     zeros = algorithm == "hqq" or algorithm.startswith("k_quant")  # these always store zero points
     if zeros and options["symmetric"]:
         raise LabkitError(f"{algorithm} always stores zero points; leave symmetric out, or take rtn.")
     symmetric = not zeros if options["symmetric"] is None else options["symmetric"]
-    if bits == 4 and not symmetric and algorithm not in ("default", "hqq"):
-        _even_blocks(checkpoint.config, block, algorithm)
     embedding = options["embedding"] or ("float" if _why_not_shared(checkpoint, precision, options) else "shared")
     if embedding == "shared" and (reason := _why_not_shared(checkpoint, precision, options)):
         raise LabkitError(f"The embedding cannot share the head's weights: {reason}; take embedding='float'.")
@@ -266,7 +264,7 @@ def _even_blocks(config: Mapping[str, Any], block: int, algorithm: str) -> None:
     for length in (config["hidden_size"], config["intermediate_size"], heads):
         if -(-length // block) % 2:
             raise LabkitError(
-                f"{algorithm} packs 4-bit zero points in pairs, but rows of {length} weights make an odd number of "
+                f"The model builder's {algorithm} packs 4-bit zero points in pairs, but rows of {length} weights make an odd number of "
                 f"blocks of {block}; take another block_size, symmetric=True, or algorithm='default'."
             )
 
@@ -278,6 +276,8 @@ def _build_blocks(checkpoint: Any, out: Path, precision: str, options: Mapping[s
     if writer == "labkit" and algorithm in BY_LABKIT:
         write_genai(checkpoint, out, precision, shared=share, symmetric=symmetric, algorithm=algorithm, **common)
     elif precision == "int4" and algorithm in BY_BUILDER:
+        if not symmetric and algorithm != "default":
+            _even_blocks(checkpoint.config, options["block_size"], algorithm)
         extra = {f"int4_{k}": v for k, v in common.items()}
         if options["embedding"] == "int4":
             extra["int4_op_types_to_quantize"] = ["MatMul", "Gather"]

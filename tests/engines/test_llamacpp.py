@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -375,3 +378,20 @@ def test_bad_options_get_a_sentence_and_leave_nothing(make_llama, home, options,
     with pytest.raises(LabkitError, match=message):
         labkit_build(make_llama(), Recipe("llamacpp", "q4_0", **options))
     assert not list((home / "artifacts").rglob("*.gguf"))
+
+
+def test_two_threads_that_meet_the_library_first_set_one_log(monkeypatch):
+    """Each installing its own, the library was left now and then with a callback Python had freed: a crash at the next load."""
+    met, kept = threading.Barrier(8), []
+    module = _ggml.library()
+    monkeypatch.setattr(_ggml, "_log", log := _ggml._Log())
+    slow = SimpleNamespace(
+        llama_log_callback=lambda function: (time.sleep(0.01), module.llama_log_callback(function))[1],
+        llama_log_set=lambda callback, _: kept.append(callback),
+    )
+    threads = [threading.Thread(target=lambda: (met.wait(), log.install(slow))) for _ in range(8)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert kept == [log._keep]

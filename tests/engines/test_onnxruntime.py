@@ -206,7 +206,7 @@ def test_genai_reads_the_tokenizer_too(base, tiny_llama):
         ("int4", {"algorithm": "k_quant_last", "symmetric": True}, "zero points"),
         ("int4", {"algorithm": "hqq", "embedding": "shared"}, "float"),
         ("int4", {"algorithm": "rtn_last", "embedding": "int4"}, "'default' or 'rtn'"),
-        ("int4", {"symmetric": False, "block_size": 256}, "odd number"),
+        ("int4", {"symmetric": False, "block_size": 256, "writer": "builder"}, "odd number"),
         ("int2", {"embedding": "shared"}, "4 and 8 bits"),
     ],
 )
