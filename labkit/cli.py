@@ -247,15 +247,16 @@ def _headline_options(one: argparse.ArgumentParser) -> None:
 
 def headline(chosen: argparse.Namespace) -> int:
     """Measure the chapters' headline table on this machine: size, memory and speed of 8 and 4 bits in every engine."""
+    from labkit import _marks
     from labkit import headline as table
 
     say = (lambda text: None) if chosen.json else (lambda text: print(text, file=sys.stderr, flush=True))
     if chosen.into:
-        table.around(Path(chosen.into))  # refused now rather than after the measuring
+        _marks.around(Path(chosen.into), "headline")  # refused now rather than after the measuring
     found, absent = table.headline(chosen.model, chosen.names, chosen.profile, say)
     rows, notes = [table.row(timed) for timed in found], table.notes(found, absent)
     if chosen.into and rows:
-        table.write_into(Path(chosen.into), table.document(chosen.model, chosen.profile, rows, notes))
+        _marks.write_into(Path(chosen.into), table.document(chosen.model, chosen.profile, rows, notes), "headline")
     emit(chosen, {"model": chosen.model, "rows": rows, "notes": notes}, "\n".join([columns(rows), *notes]))
     return 0 if found else 1
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from labkit import engines, host, measure, stats
-from labkit._files import size, write_text
+from labkit._files import size
 from labkit.build import build
 from labkit.checkpoint import Checkpoint, checkpoint
 from labkit.course.sweep import speaks_of_speed
@@ -172,20 +171,3 @@ def document(model: str, profile: str, rows: Sequence[Mapping[str, str]], said: 
         *(f"- {text}" for text in said),
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def write_into(path: Path, text: str, mark: str = "headline") -> None:
-    """Put the table between its two marks in a Markdown file: <!-- MARK --> and <!-- /MARK -->."""
-    before, after = around(path, mark)
-    write_text(path, before + text + after)
-
-
-def around(path: Path, mark: str = "headline") -> tuple[str, str]:
-    """What stands up to and from the two marks of a Markdown file; raises LabkitError when they are not there."""
-    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    if not path.is_file():
-        raise LabkitError(f"There is no file {path}; expected a Markdown file with {begin} and {end}.")
-    parts = path.read_text(encoding="utf-8").split(begin + "\n")
-    if len(parts) != 2 or parts[1].count(end) != 1:
-        raise LabkitError(f"{path} does not hold {begin} and, further down, {end}; put both there, once.")
-    return f"{parts[0]}{begin}\n", end + parts[1].split(end)[1]

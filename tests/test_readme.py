@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from labkit._marks import around, write_into
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 OTHERS = {
@@ -36,13 +38,9 @@ def first_line(path: Path) -> str:
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
 
 
-def write(text: str) -> str:
-    return re.sub(r"(<!-- tree -->\n).*?(<!-- /tree -->)", lambda m: m[1] + tree() + "\n" + m[2], text, flags=re.S)
-
-
 def test_the_tree_is_that_of_the_checkout():
-    text = README.read_text(encoding="utf-8")
-    assert write(text) == text, "run: python tests/test_readme.py"
+    before, after = around(README, "tree")
+    assert README.read_text(encoding="utf-8") == before + tree() + "\n" + after, "run: python tests/test_readme.py"
 
 
 def test_every_module_says_what_it_is():
@@ -70,4 +68,4 @@ def test_ci_runs_what_readme_prints():
 
 
 if __name__ == "__main__":
-    README.write_text(write(README.read_text(encoding="utf-8")), encoding="utf-8")
+    write_into(README, tree() + "\n", "tree")

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             options.error(f"there is no {missing[0]}; give result files of earlier runs")
         text = shown([json.loads(file.read_text(encoding="utf-8")) for file in files])
         if chosen.into:
-            from labkit.headline import write_into
+            from labkit._marks import write_into
 
             write_into(chosen.into, text, "bench")
         print(text)
