@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,6 +47,10 @@ def load(artifact: Artifact | str | Path, *, exact: bool = False, threads: int |
 
 def read(path: str | Path) -> Artifact:
     """The artifact in a folder written by `build`; raises LabkitError when it is damaged or incomplete."""
+    return _read(path)
+
+
+def _read(path: str | Path, source: Checkpoint | None = None) -> Artifact:
     folder = Path(path).expanduser().resolve()
     what = "Artifact"
     if not (folder / RECORD).exists():
@@ -58,7 +63,7 @@ def read(path: str | Path) -> Artifact:
         return Artifact(
             path=folder,
             recipe=Recipe.from_json(data["recipe"]),
-            checkpoint=_reopen(data["checkpoint"], folder),
+            checkpoint=_reopen(data["checkpoint"], folder, source),
             **{name: data[name] for name in ("weight_bytes", "weights", "bits_per_weight", "seconds")},
             engine_version=data["engine_version"],
             settings=data["settings"],
@@ -119,7 +124,7 @@ def _build(source: Checkpoint, recipe: Recipe, module: ModuleType, target: Path)
         if is_disk_full(error):
             raise LabkitError(_full(source, recipe, target)) from error
         raise
-    return read(target)
+    return _read(target, source)
 
 
 def _run_engine(source: Checkpoint, recipe: Recipe, module: ModuleType, folder: Path, target: Path) -> Built:
@@ -198,10 +203,15 @@ def _check_files(folder: Path, files: Mapping[str, int]) -> None:
             raise LabkitError(f"The artifact in {folder} is damaged: {name} {state}; build it again.")
 
 
-def _reopen(saved: Mapping[str, Any], folder: Path) -> Checkpoint:
-    """The checkpoint an artifact came from, at its old path or, for the shipped and stood-in ones, by name."""
+def _reopen(saved: Mapping[str, Any], folder: Path, source: Checkpoint | None = None) -> Checkpoint:
+    """The checkpoint an artifact came from, at its old path or, for the shipped and stood-in ones, by name.
+
+    Of `source`, which is open, only the contents are looked at again: they may have changed since.
+    """
     path = Path(saved["path"])
-    if path.is_dir():
+    if source:
+        found = replace(source)
+    elif path.is_dir():
         found = open_checkpoint(path, name=saved["name"], revision=saved["revision"])
     elif saved["name"] == "edgehome":
         found = find_checkpoint("edgehome")
@@ -209,7 +219,7 @@ def _reopen(saved: Mapping[str, Any], folder: Path) -> Checkpoint:
         raise LabkitError(f"The checkpoint of {folder} is gone from {path}; put it back or build from another.")
     if found.fingerprint != saved["fingerprint"]:
         raise LabkitError(f"The checkpoint {found.name} in {found.path} changed since {folder} was built; build again.")
-    return found
+    return source or found
 
 
 def _jsonable(data: Any) -> Any:
