@@ -276,6 +276,13 @@ def test_a_checkpoint_that_moved_or_changed(tiny_llama: Path, tmp_path: Path, ma
         read(made.path)
 
 
+def test_a_checkpoint_that_changed_after_it_was_opened(make_llama):
+    opened = checkpoint(make_llama("changing"))
+    (opened.path / "generation_config.json").write_text("{}")
+    with pytest.raises(LabkitError, match="changed since"):
+        build(opened, F16)
+
+
 # --- capture ---------------------------------------------------------------------------------------------------------
 
 
