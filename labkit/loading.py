@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,27 +79,26 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 def main(way: str, path: Path) -> dict[str, Any]:
     """The child's work."""
-    marks = [time.perf_counter()]
     modules, open_it, use = _opener(way, path)
-    for name in modules:
-        import_module(name)
-    marks.append(time.perf_counter())
-    before = footprint()
-    added = {}
+    _, importing = _timed(lambda: [import_module(name) for name in modules])
+    mapped_bytes(path)  # what looking itself brings into memory comes before the first look
+    before, added = footprint(), {}
 
     def look(when: str) -> None:
         added[f"private after {when}"] = (footprint()["rss_anon"] or 0) - (before["rss_anon"] or 0)
         added[f"mapped after {when}"] = mapped_bytes(path)
 
-    opened = open_it()
-    marks.append(time.perf_counter())
+    opened, opening = _timed(open_it)
     look("opening")
-    begun = time.perf_counter()
-    use(opened)
-    used = time.perf_counter() - begun
+    _, using = _timed(lambda: use(opened))
     look("use")
-    seconds = [b - a for a, b in pairwise(marks)]
-    return {"import s": seconds[0], "open s": seconds[1], "first use s": used, **added, "libraries": before["rss"]}
+    return {"import s": importing, "open s": opening, "first use s": using, **added, "libraries": before["rss"]}
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` gives, and the seconds it took."""
+    begun = time.perf_counter()
+    return work(), time.perf_counter() - begun
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from tiny_checkpoint import random_weights, write_safetensors
 
 from labkit import LabkitError, _shapes, checkpoint
-from labkit._tensors import is_finite
+from labkit._tensors import bits_are_finite, is_finite
 from labkit.checkpoint import check_finite, open_tensors
 
 NASTY = ["", " ", "  a\t\n\n b ", "naïve ação 東京 שלום", "😀👩‍👩‍👧 ﷽", "3.14159 007 1,000", "<|im_end|>",
@@ -378,3 +378,17 @@ def test_cache_formula():
     assert _shapes.cache_bytes(config, 512) == 2 * 6 * 2 * 64 * 512 * 2
     windowed = {**config, "architectures": ["Gemma3ForCausalLM"], "head_dim": 64, "sliding_window": 128}
     assert _shapes.cache_bytes(windowed, 512) == 2 * 2 * 64 * 2 * (5 * 128 + 512)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(np.float32, "F32"), (np.float16, "F16")])
+def test_bits_tell_what_is_finite(kind, dtype):
+    largest = np.finfo(kind).max
+    for good in ([], [0.0, -0.0], [-1.0], [1.0], [largest, -largest]):
+        assert bits_are_finite(np.array(good, kind), dtype)
+    for bad in (np.inf, -np.inf, np.nan, -np.nan):
+        assert not bits_are_finite(np.array([1.0, bad, -1.0], kind), dtype)
+
+
+def test_bits_of_bfloat16_tell_what_is_finite():
+    assert bits_are_finite(np.array([0x7F7F, 0xFF7F], np.uint16), "BF16")
+    assert not any(bits_are_finite(np.array([1, bits], np.uint16), "BF16") for bits in (0x7F80, 0xFF80, 0x7FC0, 0xFFC0))

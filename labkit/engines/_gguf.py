@@ -19,6 +19,7 @@ import numpy as np
 
 from labkit import host
 from labkit._files import need_space
+from labkit._tensors import bits_are_finite
 from labkit.engines import _ggml, _gguf_table
 from labkit.engines._gguf_model import Stored, add_metadata, architecture, stored_tensors
 from labkit.engines._gguf_tokenizer import add_tokenizer
@@ -174,7 +175,7 @@ def _write_slab(
     file: Any, lock: Lock, tensor: Stored, kind: str, offset: int, importance: np.ndarray | None, first: int, last: int
 ) -> None:
     rows = tensor.rows(first, last)
-    if not np.isfinite(rows).all():
+    if not bits_are_finite(rows, "F32"):
         raise LabkitError(
             f"Tensor {tensor.name!r} holds NaN or infinite weights in rows {first} to {last - 1}; "
             "get the checkpoint again."
@@ -191,7 +192,7 @@ def encode(rows: np.ndarray, kind: str, importance: np.ndarray | None = None) ->
         return np.ascontiguousarray(rows).view(np.uint8)
     if kind == "f16":
         half = _ggml.half(rows)
-        if ((half.view(np.uint16) & 0x7C00) == 0x7C00).any():  # the exponent of infinity: np.isfinite takes longer than the cast
+        if not bits_are_finite(half, "F16"):
             raise LabkitError("A weight is larger than float16 can hold (65504); write bf16 or f32 instead.")
         return half.view(np.uint8)
     return _ggml.quantize(rows, kind, importance)

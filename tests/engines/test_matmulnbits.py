@@ -41,9 +41,8 @@ def float_twin(path):
 @pytest.mark.parametrize("width, block", [(128, 16), (128, 32), (128, 64), (128, 128), (192, 64), (288, 128)])
 def test_int4_logits_are_those_of_the_dequantized_weights(make_llama, tmp_path, width, block, symmetric):
     """Also with an odd number of blocks a row, whose last zero point stands alone in its byte, and a last block cut short."""
-    tiny_llama = make_llama(hidden_size=width)
     recipe = Recipe("onnxruntime", "int4", block_size=block, symmetric=symmetric)
-    built = labkit.build(tiny_llama, recipe, out=tmp_path / "int4")
+    built = labkit.build(make_llama(hidden_size=width), recipe, out=tmp_path / "int4")
     expected = onnx_graphs.logits(onnx_graphs.session(float_twin(built.path / "model.onnx")), IDS)
     with labkit.load(built, exact=True) as literal, labkit.load(built) as usual:
         level1, level4 = literal.logits(IDS), usual.logits(IDS)
